@@ -1,0 +1,33 @@
+"""Axolotl plug-in for machines without a GPU; where there is one it does nothing. Named in a recipe: `plugins: [scripts.cpu.CpuPlugin]`.
+
+Two jobs:
+1. Several ranks without a driver: nobody may ask CUDA about its peers, and the model belongs on the CPU.
+2. No repacked weights: on CPUs with AVX512-BF16, bitsandbytes 0.50 repacks each `Linear4bit` for inference at the first evaluation and never
+   unpacks it. The packed product has no autograd kernel, so training goes on without the gradient through the frozen weights,
+   and the loss still falls a little. (bitsandbytes/nn/modules.py, `Linear4bit.forward`)
+"""
+import torch
+from axolotl.integrations.base import BasePlugin
+
+
+class CpuPlugin(BasePlugin):
+    def register(self, cfg):
+        if not torch.cuda.is_available():
+            torch.cuda.can_device_access_peer = lambda *_: False
+
+    def load_datasets(self, cfg, preprocess=False):
+        if not torch.cuda.is_available() and not preprocess:
+            cfg.device_map = {"": "cpu"}  # else every rank asks for "its" GPU
+        return None  # Axolotl loads the datasets itself
+
+    def post_model_load(self, cfg, model):
+        if not torch.cuda.is_available():
+            never_repack(model)
+
+
+def never_repack(model):
+    """Keep every 4-bit weight in the form that training differentiates through."""
+    from bitsandbytes.nn import Linear4bit
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
