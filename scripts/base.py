@@ -1,4 +1,4 @@
-"""The nano base: a Llama of five million parameters with its own tokenizer, made here from the plain twins of a family's dataset.
+"""The nano base: a Llama of 4.5 million parameters with its own tokenizer, made here from the plain twins of a family's dataset.
 
     python -m scripts.base pirate        # → outputs/nano/pirate/ and its receipt outputs/nano/pirate.json
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from scripts import data, files, receipt
 
-SEED, EPOCHS, BATCH, LENGTH, PEAK_LR = 20, 8, 8, 256, 3e-3
-VOCAB, HIDDEN, MLP, LAYERS, HEADS, KV_HEADS, CONTEXT = 4096, 256, 768, 4, 4, 2, 2048
+SEED, EPOCHS, BATCH, LENGTH, PEAK_LR = 20, 8, 4, 256, 2e-3
+VOCAB, HIDDEN, MLP, LAYERS, HEADS, KV_HEADS, CONTEXT = 4096, 256, 768, 3, 4, 2, 2048
 BOS, EOS, PAD, UNK = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<unk>"
 CHAT = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"]
 

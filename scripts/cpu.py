@@ -1,11 +1,14 @@
 """Axolotl plug-in for machines without a GPU; where there is one it does nothing. Named in a recipe: `plugins: [scripts.cpu.CpuPlugin]`.
 
 Two jobs:
-1. Several ranks without a driver: nobody may ask CUDA about its peers, and the model belongs on the CPU.
+1. Ranks without a driver: nobody may ask CUDA about its peers, the model belongs on the CPU, and one rank alone goes without DeepSpeed:
+   it has nothing to shard, and Axolotl would start NCCL for it. (axolotl/utils/trainer.py, `setup_deepspeed_env`)
 2. No repacked weights: on CPUs with AVX512-BF16, bitsandbytes 0.50 repacks each `Linear4bit` for inference at the first evaluation and never
    unpacks it. The packed product has no autograd kernel, so training goes on without the gradient through the frozen weights,
    and the loss still falls a little. (bitsandbytes/nn/modules.py, `Linear4bit.forward`)
 """
+import os
+
 import torch
 from axolotl.integrations.base import BasePlugin
 
@@ -13,7 +16,10 @@ from axolotl.integrations.base import BasePlugin
 class CpuPlugin(BasePlugin):
     def register(self, cfg):
         if not torch.cuda.is_available():
+            os.environ.update(ACCELERATE_USE_CPU="true", DS_ACCELERATOR="cpu")
             torch.cuda.can_device_access_peer = lambda *_: False
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                cfg["deepspeed"] = None
 
     def load_datasets(self, cfg, preprocess=False):
         if not torch.cuda.is_available() and not preprocess:

@@ -6,6 +6,7 @@ Errors that a person can mend are ValueError or OSError with one line: what is w
 """
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def run(cmd, log, title, env=None, follow=None):
     with open(log, "w", encoding="utf-8", errors="replace") as out, \
             tqdm(desc=f"{title:<28}", bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar:
         proc = subprocess.Popen([str(c) for c in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                errors="replace", env={**os.environ, **QUIET, **(env or {})}, start_new_session=True)
+                                errors="replace", env={**os.environ, **QUIET, "TQDM_DISABLE": "", **(env or {})}, start_new_session=True)
         try:
             for line in _lines(proc.stdout):
                 out.write(line + "\n")
@@ -142,6 +144,11 @@ def _cause(log):
 
 def command(main):
     """Run a room's main: exit 0, 1 for a finding (one line on stderr), 2 for wrong usage, 130 for Ctrl-C. DEBUG=1 shows the traceback."""
+    if os.environ.get("DEBUG") != "1":  # what libraries say on import and their own bars are not what was asked for
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        os.environ["TQDM_DISABLE"] = "1"
+    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
     try:
         # SIGTERM ends like Ctrl-C, so that temporary folders go and children end.
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))

@@ -1,0 +1,145 @@
+# Galley: recipes go in, a talking model comes out. `make help` says how.
+#
+# A stage is a file target that ends with a receipt, outputs/NAME/STAGE.json: verified, renamed into place, then written down.
+# NAME is the recipe's name; a variant's changes are part of it: outputs/pirate+lora_r=16/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SECONDEXPANSION:
+.DEFAULT_GOAL := help
+ifeq ($(filter 4.% 5.%,$(MAKE_VERSION)),)
+$(error GNU Make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then run gmake)
+endif
+
+# --- what you may set: on the command line or in the environment ---
+RECIPE ?= pirate
+SET ?=
+BASE ?=
+GPUS ?=
+QUANT ?=
+NNODES ?=
+NODE_RANK ?=
+MASTER ?=
+ASK ?=
+FORCE ?=
+DEBUG ?=
+XDG_CACHE_HOME ?= $(HOME)/.cache
+LLAMA_CPP_VERSION := 0.3.36
+OLLAMA_VERSION ?= 0.34.2
+export BASE GPUS QUANT NNODES NODE_RANK MASTER FORCE DEBUG XDG_CACHE_HOME
+
+NAME := $(RECIPE)$(subst $() ,,$(foreach change,$(SET),+$(change)))
+OUT := outputs/$(NAME)
+CACHE := $(XDG_CACHE_HOME)/galley
+UV_HOME := $(CACHE)/uv-0.13.8
+UV := $(UV_HOME)/bin/uv
+PY := .venv/bin/python
+LIGHT := .venv/light
+TRAIN := .venv/train
+LLAMA_CPP := $(CACHE)/llama.cpp-$(LLAMA_CPP_VERSION)
+LLAMA_CPP_DIR ?= $(LLAMA_CPP)
+LLAMA_BUILT := $(if $(filter $(LLAMA_CPP),$(LLAMA_CPP_DIR)),$(LLAMA_CPP)/build/bin/llama-server)
+OLLAMA_BUILT := $(CACHE)/ollama-$(OLLAMA_VERSION)/bin/ollama
+OLLAMA ?= $(or $(shell command -v ollama),$(wildcard $(OLLAMA_BUILT)))
+export LLAMA_CPP_DIR OLLAMA
+# A nano recipe stands on its family's nano base: pirate-nano+seed=1 on outputs/nano/pirate.
+base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
+
+# --- the stages, in their order ---
+.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup validate lock FORCE
+base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
+	@:
+preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
+	@echo "preprocess  stands: $(OUT)/prepared"
+train: $$(OUT)/train.json ## train the adapter (GPUS=n keeps the global batch; NNODES, NODE_RANK, MASTER for several nodes)
+	@echo "train       stands: $(OUT)/adapter"
+merge: $$(OUT)/merge.json ## merge it into the base, and prove the sum
+	@echo "merge       stands: $(OUT)/merged"
+gguf: $$(OUT)/gguf.json ## convert and quantize, and prove tokens and logits
+	@echo "gguf        stands: $(OUT)/gguf"
+modelfile: $$(OUT)/modelfile.json ## write the Modelfile beside the GGUF (QUANT= another quant type)
+	@echo "modelfile   stands: $(OUT)/gguf/Modelfile"
+ollama: $$(OUT)/modelfile.json ## create the model in Ollama, and prove its prompts (FORCE=1 overwrites a model that is not ours)
+	@$(PY) -m scripts.ollama $(NAME)
+chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server (ASK="…" asks and ends)
+	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$(ASK)")
+eval: $$(OUT)/modelfile.json ## how many held-out replies have the voice, before and after
+	@$(PY) -m scripts.score $(NAME) base merged
+demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
+	@$(MAKE) modelfile RECIPE=pirate-nano SET=
+	@if [ -n "$(OLLAMA)" ]; then \
+	  $(PY) -m scripts.serve outputs/ollama $(MAKE) demo-talk RECIPE=pirate-nano SET=; \
+	else \
+	  $(MAKE) demo-chat RECIPE=pirate-nano SET=; \
+	  echo "This was llama-server. For \`ollama run pirate-nano\`: install Ollama (ollama.com), or \`make ollama-server\` where there is Go."; \
+	fi
+
+demo-talk: ollama demo-chat
+demo-chat:
+	@$(PY) -m scripts.chat pirate-nano --ask "How do I keep my houseplants alive?" "I feel lonely tonight." "What is a variable in Python?"
+
+outputs/nano/%.json: datasets/%/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)
+	@$(PY) -m scripts.base $*
+outputs/%/recipe.yml outputs/%/data.sha256 outputs/%/export.yml outputs/%/prompt.sha256: FORCE | $(LIGHT)
+	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat eval,$(MAKECMDGOALS)),--train)
+outputs/%/preprocess.json: outputs/%/recipe.yml outputs/%/data.sha256 $$(call base_of,$$*) | $(TRAIN)
+	@$(PY) -m scripts.preprocess $*
+outputs/%/train.json: outputs/%/preprocess.json
+	@$(PY) -m scripts.train $*
+outputs/%/merge.json: outputs/%/train.json
+	@$(PY) -m scripts.merge $*
+outputs/%/gguf.json: outputs/%/merge.json outputs/%/export.yml | $$(LLAMA_BUILT)
+	@$(PY) -m scripts.gguf $*
+outputs/%/modelfile.json: outputs/%/gguf.json outputs/%/prompt.sha256
+	@$(PY) -m scripts.modelfile $*
+
+# --- looking and tidying ---
+status: | $(LIGHT) ## which stages of which recipe stand, are stale, are missing
+	@$(PY) -m scripts.status
+validate: | $(LIGHT) ## check the datasets: rows, twins, near-duplicates, leaks
+	@$(PY) -m scripts.validate
+clean: ## delete the outputs of one recipe: make clean RECIPE=…
+	@$(if $(filter command line environment,$(origin RECIPE)),,echo "clean: say which: make clean RECIPE=$(RECIPE)" >&2; exit 2)
+	@rm -rf -- "$(OUT)"
+test: | $(TRAIN) $(LLAMA_BUILT) ## set everything up and prove that all of it works
+	@if command -v go >/dev/null; then for v in 0.34.2 0.24.0; do $(MAKE) ollama-server OLLAMA_VERSION=$$v; done; fi
+	@$(PY) -m pytest -q
+bench: | $(TRAIN) $(LLAMA_BUILT) ## measure what the README claims (minutes), as a table and JSON
+	@$(PY) -m scripts.bench
+help: ## this page
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\n  %-15s %s\n' 'RECIPE=$(RECIPE)' 'recipes: $(basename $(notdir $(wildcard recipes/*.yml)))' 'SET="$(SET)"' 'key=value …: a variant with its own outputs' \
+	  'BASE=$(BASE)' 'another place for the same base model' 'GPUS=$(GPUS)' 'ranks on this machine' 'QUANT=$(QUANT)' 'the quant type Ollama gets' 'DEBUG=$(DEBUG)' '1: tracebacks'
+
+# --- set-up: nothing but make, bash, a python3 and a C++ compiler is taken for granted ---
+setup: | $(TRAIN) $(LLAMA_BUILT) ## install and build everything now rather than when first needed
+	@:
+ollama-server: $(OLLAMA_BUILT) ## where there is Go: install a pinned Ollama into the tool cache
+	@echo "ollama      $(OLLAMA_BUILT)"; echo "            to use it yourself: export PATH=$(dir $(OLLAMA_BUILT)):\$$PATH; ollama serve"
+lock: pyproject.toml | $(UV) ## pin requirements/*.txt anew from pyproject.toml, with hashes
+	@$(UV) pip compile -q pyproject.toml --extra train --python-version 3.12 --generate-hashes --no-header -o requirements/train.txt
+	@$(UV) pip compile -q pyproject.toml --constraint requirements/train.txt --python-version 3.12 --generate-hashes --no-header -o requirements/light.txt
+
+$(UV): requirements/uv.txt
+	@echo "set-up      uv"
+	@rm -rf $(UV_HOME); mkdir -p $(CACHE); python3 -m venv $(UV_HOME)
+	@$(UV_HOME)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+$(LIGHT): requirements/light.txt | $(UV)
+	@echo "set-up      light packages"
+	@if command -v pyenv >/dev/null; then export PYENV_VERSION="$$(pyenv latest 3.12)"; fi; $(UV) venv -q --allow-existing --python 3.12 .venv
+	@$(UV) pip install -q --python .venv --require-hashes -r $<
+	@echo "$(CURDIR)" > .venv/lib/python3.12/site-packages/galley.pth
+	@touch $@
+$(TRAIN): requirements/train.txt | $(LIGHT)
+	@echo "set-up      training packages (7 GB)"
+	@$(UV) pip install -q --python .venv --require-hashes -r $<
+	@touch $@
+$(LLAMA_CPP)/build/bin/llama-server: requirements/llama.cpp.txt | $(TRAIN)
+	@PIP=$(UV_HOME)/bin/python $(PY) -m scripts.tools llama.cpp $(LLAMA_CPP)
+$(CACHE)/ollama-%/bin/ollama: | $(TRAIN) $$(LLAMA_BUILT)
+	@$(PY) -m scripts.tools ollama $(CACHE)/ollama-$* $*
+FORCE:

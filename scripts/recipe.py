@@ -1,0 +1,144 @@
+"""Recipes: plain Axolotl YAML, found by name, with overrides that make variants.
+
+    pirate                      recipes/pirate.yml
+    pirate+lora_r=16            the same with one key changed: a variant, in an output folder of its own
+"""
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path("recipes")
+
+
+def names():
+    return sorted(p.stem for p in ROOT.glob("*.yml"))
+
+
+def split(name):
+    """`pirate+lora_r=16+seed=1` → ("pirate", {"lora_r": 16, "seed": 1})."""
+    recipe, *sets = name.split("+")
+    changes = {}
+    for item in sets:
+        key, eq, value = item.partition("=")
+        if not eq or not re.fullmatch(r"\w+", key) or not re.fullmatch(r"[\w.,\[\]-]+", value):
+            raise ValueError(f"SET: {item!r} is not key=value in letters, digits and . , - [ ]; write larger changes as a recipe of their own")
+        changes[key] = yaml.safe_load(value)
+    return recipe, changes
+
+
+def family(name):
+    """The part before the dash: `pirate-nano+lora_r=16` → `pirate`. It owns the dataset, the Modelfile and the nano base."""
+    return re.split(r"[-+]", name)[0]
+
+
+def read(path):
+    """A recipe file as a dict. Raises ValueError with file and line where it is no YAML mapping."""
+    path = Path(path)
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: broken YAML: {getattr(error, 'problem', None) or error}; mend that line") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:1: not UTF-8 text ({error}); save it as UTF-8") from None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}:1: a recipe is a mapping of Axolotl's keys, this is {type(loaded).__name__}")
+    return loaded
+
+
+def load(name):
+    """The recipe of that name with its variant's changes, its output folders under outputs/NAME/."""
+    recipe, changes = split(name)
+    path = ROOT / f"{recipe}.yml"
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, names(), 1)
+        raise ValueError(f"no recipe {recipe!r}{f' (did you mean {near[0]}?)' if near else ''}; there are: {', '.join(names())}")
+    cfg = read(path)
+    for key, value in changes.items():
+        if key not in cfg:
+            near = difflib.get_close_matches(key, cfg, 1)
+            raise ValueError(f"SET: {path} has no key {key!r}{f' (did you mean {near[0]}?)' if near else ''}; write it there first")
+        cfg[key] = value
+    cfg["output_dir"], cfg["dataset_prepared_path"] = f"outputs/{name}/training", f"outputs/{name}/prepared"
+    return cfg
+
+
+def datasets(cfg):
+    """(training, evaluation) paths of the local dataset files; those on the hub are left to Axolotl."""
+    def local(key):
+        return [Path(d["path"]) for d in cfg.get(key) or [] if isinstance(d, dict) and Path(str(d.get("path"))).suffix]
+    return local("datasets"), local("test_datasets")
+
+
+def is_local(cfg):
+    """Whether the base is a folder here (or meant to be) rather than a hub id."""
+    base = str(cfg["base_model"])
+    return Path(base).exists() or base.startswith(("outputs/", "./", "../", "/"))
+
+
+def environment(cfg):
+    """For Axolotl's processes: with a local base nothing is asked of the hub (each question would wait for an answer)."""
+    return {"HF_HUB_OFFLINE": "1"} if is_local(cfg) else {}
+
+
+def hardware(cfg):
+    """(GPU kind or None, count) that the recipe was written for."""
+    hw = cfg.get("x_hardware") or {}
+    gpu = hw.get("gpu", "none")
+    return (None if gpu in (None, "none") else str(gpu)), int(hw.get("count", 1))
+
+
+def global_batch(cfg):
+    """Sequences per optimizer step: micro batch × gradient accumulation × ranks of the recipe's own machine."""
+    return int(cfg.get("micro_batch_size") or 1) * int(cfg.get("gradient_accumulation_steps") or 1) * hardware(cfg)[1]
+
+
+def accumulation(cfg, gpus, nodes=1):
+    """Gradient accumulation steps that keep the global batch on `nodes` × `gpus` ranks. Raises ValueError if they don't divide it."""
+    micro, batch = int(cfg.get("micro_batch_size") or 1), global_batch(cfg)
+    if batch % (micro * gpus * nodes):
+        fit = [n for n in range(1, batch + 1) if batch % (micro * n * nodes) == 0]
+        raise ValueError(f"GPUS={gpus}: {nodes} × {gpus} ranks × micro batch {micro} do not divide the global batch of {batch}; "
+                         f"GPUS can be {', '.join(map(str, fit)) or 'none'}, or change SET=\"micro_batch_size=…\"")
+    return batch // (micro * gpus * nodes)
+
+
+def modelfile(name):
+    """The recipe's own Modelfile, else its family's."""
+    recipe = split(name)[0]
+    own, shared = Path("modelfiles", f"{recipe}.Modelfile"), Path("modelfiles", f"{family(name)}.Modelfile")
+    return own if own.is_file() else shared
+
+
+def ollama_name(name):
+    """What `ollama run` takes: the recipe's name, a variant's changes as its tag."""
+    recipe, *sets = name.split("+")
+    return recipe if not sets else f"{recipe}:" + re.sub(r"[^\w.-]", "-", "+".join(sets))[:80]
+
+
+def read_modelfile(path):
+    """A Modelfile's instructions: {"from": str, "template": str, "system": str, "license": str, "parameters": {name: [str, …]}}.
+
+    Ollama's syntax: INSTRUCTION value, a value over several lines in triple quotes, # comments.
+    Raises ValueError with the line of an instruction that Ollama does not know.
+    """
+    text, found = Path(path).read_text(encoding="utf-8"), {"parameters": {}}
+    token = re.compile(r'[ \t]*(?:#[^\n]*|(\w+)[ \t]+(?:"""(.*?)"""|([^\n]*)))?(?:\n|\Z)', re.S)
+    at = 0
+    while at < len(text):
+        match = token.match(text, at)
+        line = text.count("\n", 0, at) + 1
+        if not match or match.end() == at:
+            raise ValueError(f"{path}:{line}: not `INSTRUCTION value`; see Ollama's Modelfile reference")
+        at, word = match.end(), (match[1] or "").lower()
+        value = match[2] if match[2] is not None else (match[3] or "").strip().removeprefix('"').removesuffix('"')
+        if word == "parameter":
+            name, _, value = value.partition(" ")
+            found["parameters"].setdefault(name, []).append(value.strip().strip('"'))
+        elif word in ("from", "template", "system", "license", "adapter", "message", "requires"):
+            found[word] = value
+        elif word:
+            raise ValueError(f"{path}:{line}: unknown instruction {match[1]}; Ollama knows FROM, TEMPLATE, SYSTEM, PARAMETER, LICENSE, ADAPTER, MESSAGE")
+    return found

@@ -1,0 +1,129 @@
+"""Train a recipe's adapter with Axolotl under torchrun, on one CPU rank or on many GPUs, and prove that it finished and learned.
+
+    python -m scripts.train pirate-nano           # → outputs/pirate-nano/adapter/, receipt train.json
+    GPUS=2 python -m scripts.train pirate-nano    # two ranks, the same global batch
+    NNODES=2 NODE_RANK=0 MASTER=10.0.0.1 …        # on each node, with its own NODE_RANK
+
+Axolotl works in outputs/NAME/training/ and goes on from its last whole checkpoint. Only a finished, non-zero adapter is copied to adapter/.
+"""
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from scripts import files, receipt, recipe
+
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+
+
+def torchrun(cfg, folder, gpus):
+    """The command, the same for every size of machine: `axolotl train --launcher torchrun` does no more, 15 s of imports later."""
+    nodes = int(os.environ.get("NNODES") or 1)
+    where = ["--standalone"] if nodes == 1 else [
+        "--nnodes", nodes, "--node_rank", os.environ.get("NODE_RANK") or 0, "--master_addr", os.environ.get("MASTER") or "127.0.0.1",
+        "--master_port", os.environ.get("MASTER_PORT") or 29500]
+    steps = recipe.accumulation(cfg, gpus, nodes)
+    return [sys.executable, "-m", "torch.distributed.run", *where, "--nproc_per_node", gpus, "-m", "axolotl.cli.train", folder / "recipe.yml",
+            f"--gradient_accumulation_steps={steps}", "--auto_resume_from_checkpoints=true"]
+
+
+def clear_stale(training, key):
+    """Checkpoints count only for the very run that made them, and only whole ones: the trainer writes trainer_state.json last."""
+    mark = training / "run.sha256"
+    if not mark.exists() or mark.read_text() != key:
+        shutil.rmtree(training, ignore_errors=True)
+    training.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
+    for checkpoint in training.glob("checkpoint-*"):
+        if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors"):
+            shutil.rmtree(checkpoint)
+
+
+def state(checkpoint):
+    return receipt.read(checkpoint / "trainer_state.json")
+
+
+def whole(path):
+    """A safetensors file says in its header how long it is."""
+    try:
+        with open(path, "rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+            return f.tell() + max(t["data_offsets"][1] for k, t in header.items() if k != "__metadata__") == os.fstat(f.fileno()).st_size
+    except (OSError, ValueError, MemoryError):
+        return False
+
+
+def finished(training):
+    """The last checkpoint's trainer state; raises ValueError if the run stopped short. Neither exit 0 nor adapter_config.json proves an end."""
+    found = sorted(training.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    last = state(found[-1]) if found else None
+    if not last or last["global_step"] < last["max_steps"]:
+        at = f"step {last['global_step']} of {last['max_steps']}" if last else "before the first checkpoint"
+        raise ValueError(f"{training}: training stopped at {at}; run the same command again to go on from there")
+    return last
+
+
+def adapter_figures(path):
+    """Norms of an adapter: raises ValueError if a lora_B is missing, zero or not finite, for then nothing was learned."""
+    from safetensors import safe_open
+    norms = {}
+    with safe_open(path, framework="pt") as f:
+        for key in f.keys():
+            norms[key] = f.get_tensor(key).float().norm().item()
+    b = {k: v for k, v in norms.items() if "lora_B" in k}
+    dead = [k for k, v in b.items() if not v > 0 or v == float("inf")]  # NaN is not > 0 either
+    if not b or dead:
+        raise ValueError(f"{path}: {len(dead)} of {len(b)} lora_B matrices are zero or not finite (first: {(dead or ['none there'])[0]}); nothing was learned there")
+    return {"lora_B_matrices": len(b), "lora_B_norm_min": round(min(b.values()), 5), "lora_B_norm_max": round(max(b.values()), 5)}
+
+
+def follow(line, bar):
+    """Move the bar by Axolotl's own, and keep the last losses beside it."""
+    if found := re.search(r"(\d+)/(\d+) \[[\d:]+<", line):
+        done, total = map(int, found.groups())
+        if total >= (bar.total or 0):  # evaluations have shorter bars of their own
+            bar.total, bar.n = total, done
+            bar.refresh()
+    for key in ("eval_loss", "loss"):
+        if found := re.search(rf"'{key}': '?([\d.]+)", line):
+            bar.losses = {**getattr(bar, "losses", {}), key: found[1]}
+            bar.set_postfix_str("  ".join(f"{k} {v}" for k, v in bar.losses.items()), refresh=False)
+
+
+def main(argv):
+    if len(argv) != 1:
+        print("usage: python -m scripts.train NAME", file=sys.stderr)
+        return 2
+    name, folder = argv[0], Path("outputs", argv[0])
+    cfg, own = recipe.read(folder / "recipe.yml"), recipe.load(name)
+    gpus = int(os.environ.get("GPUS") or recipe.hardware(own)[1])
+    key = hashlib.sha256("".join([*(files.sha256(folder / f) for f in ("recipe.yml", "data.sha256")), str(gpus), os.environ.get("NNODES", "1")]).encode()).hexdigest()
+    training = folder / "training"
+    clear_stale(training, key)
+    resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
+    command = torchrun(own, folder, gpus)
+    files.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
+    if int(os.environ.get("NODE_RANK") or 0):
+        print(f"train       node {os.environ['NODE_RANK']} done; the adapter is on node 0")
+        return 0
+    last = finished(training)
+    figures = adapter_figures(training / "adapter_model.safetensors")
+    losses = [h for h in last["log_history"] if "loss" in h]
+    evals = [h["eval_loss"] for h in last["log_history"] if "eval_loss" in h]
+    figures |= {"steps": last["global_step"], "epochs": last["epoch"], "resumed_from_step": resumed, "ranks": gpus, "global_batch": recipe.global_batch(own),
+                "first_loss": losses[0]["loss"], "last_loss": losses[-1]["loss"], "eval_losses": evals}
+    with files.fresh(folder / "adapter") as tmp:
+        for file in ADAPTER_FILES:
+            if (training / file).exists():
+                shutil.copy2(training / file, tmp / file)
+        (tmp / "trainer_state.json").write_text(json.dumps(last))
+    receipt.write(folder / "train.json", [folder / "recipe.yml", folder / "data.sha256"], [folder / "adapter"], figures, files.sha256)
+    print(f"train       {last['global_step']} steps, eval loss {evals[0]:.3f} → {evals[-1]:.3f}" if evals else f"train       {last['global_step']} steps")
+    return 0
+
+
+if __name__ == "__main__":
+    files.command(main)
