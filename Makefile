@@ -49,7 +49,7 @@ export LLAMA_CPP_DIR OLLAMA
 base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
 
 # --- the stages, in their order ---
-.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup validate lock FORCE
+.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock demo-talk demo-chat FORCE
 base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
@@ -111,12 +111,14 @@ bench: | $(TRAIN) $(LLAMA_BUILT) ## measure what the README claims (minutes), as
 	@$(PY) -m scripts.bench
 help: ## this page
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\n  %-15s %s\n' 'RECIPE=$(RECIPE)' 'recipes: $(basename $(notdir $(wildcard recipes/*.yml)))' 'SET="$(SET)"' 'key=value …: a variant with its own outputs' \
+	@printf '\n'; printf '  %-19s %s\n' 'RECIPE=$(RECIPE)' 'recipes: $(basename $(notdir $(wildcard recipes/*.yml)))' 'SET="$(SET)"' 'key=value …: a variant with its own outputs' \
 	  'BASE=$(BASE)' 'another place for the same base model' 'GPUS=$(GPUS)' 'ranks on this machine' 'QUANT=$(QUANT)' 'the quant type Ollama gets' 'DEBUG=$(DEBUG)' '1: tracebacks'
 
 # --- set-up: nothing but make, bash, a python3 and a C++ compiler is taken for granted ---
 setup: | $(TRAIN) $(LLAMA_BUILT) ## install and build everything now rather than when first needed
 	@:
+flash: requirements/flash.txt | $(TRAIN) ## GPU machines: flash-attn, compiled here (an hour; without it Axolotl takes a prebuilt kernel from the hub)
+	@$(UV) pip install -q --python .venv --no-build-isolation --no-deps --require-hashes -r $<
 ollama-server: $(OLLAMA_BUILT) ## where there is Go: install a pinned Ollama into the tool cache
 	@echo "ollama      $(OLLAMA_BUILT)"; echo "            to use it yourself: export PATH=$(dir $(OLLAMA_BUILT)):\$$PATH; ollama serve"
 lock: pyproject.toml | $(UV) ## pin requirements/*.txt anew from pyproject.toml, with hashes

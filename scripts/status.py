@@ -34,7 +34,8 @@ def stages(name):
             found[stage] = "missing"
             stale = stale or made is not None
             continue
-        stale = stale or any(before.get(p, digest) != digest for p, digest in made["inputs"].items())
+        now = {p: files.sha256(p) for p in made["inputs"] if p.startswith("modelfiles/") and Path(p).is_file()}
+        stale = stale or any((before | now).get(p, digest) != digest for p, digest in made["inputs"].items())
         found[stage] = "stale" if stale else "stands"
         before.update(made["outputs"])
     return found
