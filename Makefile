@@ -31,7 +31,8 @@ LLAMA_CPP_VERSION := 0.3.36
 OLLAMA_VERSION ?= 0.34.2
 export BASE GPUS QUANT NNODES NODE_RANK MASTER FORCE DEBUG XDG_CACHE_HOME
 
-NAME := $(RECIPE)$(subst $() ,,$(foreach change,$(SET),+$(change)))
+nothing :=
+NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
 OUT := outputs/$(NAME)
 CACHE := $(XDG_CACHE_HOME)/galley
 UV_HOME := $(CACHE)/uv-0.13.8

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts import data, files, receipt
+from scripts import data, files, process, receipt
 
 SEED, EPOCHS, BATCH, LENGTH, PEAK_LR = 20, 8, 4, 256, 2e-3
 VOCAB, HIDDEN, MLP, LAYERS, HEADS, KV_HEADS, CONTEXT = 4096, 256, 768, 3, 4, 2, 2048
@@ -140,4 +140,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts import files, receipt, recipe, server
+from scripts import process, receipt, recipe
 
 SEED = 1  # the same question gets the same answer
 
@@ -18,7 +18,7 @@ SEED = 1  # the same question gets the same answer
 def speaker(name):
     """Yield (what answers, a function from messages to pieces of the reply)."""
     import httpx
-    folder, model, url = Path("outputs", name), recipe.ollama_name(name), server.ollama_url()
+    folder, model, url = Path("outputs", name), recipe.ollama_name(name), process.ollama_url()
     try:
         held = {m["name"].removesuffix(":latest") for m in httpx.get(f"{url}/api/tags", timeout=2).json()["models"]}
     except (httpx.HTTPError, ValueError, KeyError):
@@ -34,7 +34,7 @@ def speaker(name):
         raise ValueError(f"{folder}: no model to talk to yet; `make modelfile RECIPE={name}` makes it")
     found = recipe.read_modelfile(folder / "gguf/Modelfile")
     system = [{"role": "system", "content": found["system"]}] if found.get("system") else []
-    with server.llama(folder / "gguf" / found["from"], folder / "logs/chat-server.log", "-c", found["parameters"]["num_ctx"][0], "--jinja") as url:
+    with process.llama(folder / "gguf" / found["from"], folder / "logs/chat-process.log", "-c", found["parameters"]["num_ctx"][0], "--jinja") as url:
         yield f"llama-server, {found['from']}", lambda messages: stream(f"{url}/v1/chat/completions", {
             "messages": system + messages, "stream": True, "seed": SEED, "max_tokens": 512, "temperature": float(found["parameters"]["temperature"][0])})
 
@@ -82,4 +82,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from scripts import data, files, receipt, recipe, server
+from scripts import data, files, process, receipt, recipe
 
 # llama.cpp's own model-conversion example calls a normalized mean squared error of logits below 1e-6 "essentially identical".
 NMSE_BOUND = 1e-6
@@ -28,10 +28,10 @@ CORPUS = [
 def convert(merged, out, name, quants, log):
     """Run the converter, then llama-quantize a type at a time. Returns {type: path}."""
     made = {"F16": out / f"{name}-F16.gguf"}
-    files.run([sys.executable, server.llama_cpp("convert_hf_to_gguf.py"), merged, "--outfile", made["F16"], "--outtype", "f16"], log, f"convert {name}")
+    process.run([sys.executable, process.llama_cpp("convert_hf_to_gguf.py"), merged, "--outfile", made["F16"], "--outtype", "f16"], log, f"convert {name}")
     for kind in quants:
         made[kind] = out / f"{name}-{kind}.gguf"
-        files.run([server.llama_cpp("llama-quantize"), made["F16"], made[kind], kind], log.with_stem(f"quantize-{kind}"), f"quantize {kind}")
+        process.run([process.llama_cpp("llama-quantize"), made["F16"], made[kind], kind], log.with_stem(f"quantize-{kind}"), f"quantize {kind}")
     return made
 
 
@@ -118,7 +118,7 @@ def main(argv):
         wanted, f16 = reference(merged, prompts), None
         for kind, path in made.items():
             prove_metadata(path, merged, tokenizer)
-            with server.llama(path, folder / f"logs/llama-server-{kind}.log", "-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off") as url:
+            with process.llama(path, folder / f"logs/llama-server-{kind}.log", "-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off") as url:
                 prove_tokens(url, tokenizer, corpus)
                 got = [log_probabilities(url, ids, vocabulary) for ids in prompts]
             figures[f"{kind}_mib"] = round(path.stat().st_size / 2**20, 2)
@@ -138,4 +138,4 @@ def main(argv):
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"  # all of it is local by now
-    files.command(main)
+    process.command(main)

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts import files, receipt, recipe
+from scripts import files, process, receipt, recipe
 
 SAMPLES = 12                # matrices checked, spread over the depth of the model
 # Unit roundoff u of the stored dtype. ΔW and the sum are each rounded to it, and |sum| ≤ 2·max(|W|, |ΔW|): an error of at most 3u of that maximum.
@@ -123,7 +123,7 @@ def main(argv):
     files.need_disk(folder, 1.1 * sum(p.stat().st_size for p in shards(base)))
     work = folder / ".merge"  # Axolotl writes to output_dir/merged
     shutil.rmtree(work, ignore_errors=True)
-    files.run([sys.executable, "-m", "axolotl.cli.merge_lora", folder / "recipe.yml", f"--lora_model_dir={adapter}", f"--output_dir={work}"],
+    process.run([sys.executable, "-m", "axolotl.cli.merge_lora", folder / "recipe.yml", f"--lora_model_dir={adapter}", f"--output_dir={work}"],
               folder / "logs/merge.log", f"merge {name}", env=recipe.environment(cfg))
     with files.fresh(folder / "merged") as tmp:
         for path in (work / "merged").iterdir():
@@ -144,4 +144,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

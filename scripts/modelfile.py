@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from scripts import files, receipt, recipe
+from scripts import files, process, receipt, recipe
 
 
 def chosen_gguf(folder):
@@ -62,4 +62,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

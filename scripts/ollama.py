@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import data, files, receipt, recipe, server
+from scripts import data, files, process, receipt, recipe
 
 TESTED = (0, 24)  # the oldest Ollama this was tried with
 MATRIX = [  # system message (None: none, the Modelfile's own applies), then user and assistant by turns
@@ -36,7 +36,7 @@ def refuse_server(url):
     try:
         version = httpx.get(f"{url}/api/version", timeout=5).json()["version"]
     except (httpx.HTTPError, ValueError, KeyError):
-        how = "start it with `ollama serve`" if server.ollama_binary() else "install it (ollama.com), or `make ollama-server` where there is Go"
+        how = "start it with `ollama serve`" if process.ollama_binary() else "install it (ollama.com), or `make ollama-server` where there is Go"
         raise ValueError(f"Ollama is not running at {url}; {how}") from None
     numbers = tuple(int(n) for n in version.split("-")[0].split(".")[:2])
     if numbers != (0, 0) and numbers < TESTED:  # a server built with `go install` calls itself 0.0.0
@@ -59,10 +59,10 @@ def refuse_foreign(url, model, family):
 
 
 def create(url, model, modelfile, log):
-    binary = server.ollama_binary()
+    binary = process.ollama_binary()
     if not binary:
         raise ValueError("no `ollama` on PATH to create the model with; install it (ollama.com), or `make ollama-server` where there is Go")
-    files.run([binary, "create", model, "-f", modelfile], log, f"ollama create {model}", env={"OLLAMA_HOST": url})
+    process.run([binary, "create", model, "-f", modelfile], log, f"ollama create {model}", env={"OLLAMA_HOST": url})
 
 
 def messages(system, turns):
@@ -98,7 +98,7 @@ def main(argv):
     if len(argv) != 1:
         print("usage: python -m scripts.ollama NAME", file=sys.stderr)
         return 2
-    name, folder, url = argv[0], Path("outputs", argv[0]), server.ollama_url()
+    name, folder, url = argv[0], Path("outputs", argv[0]), process.ollama_url()
     model, modelfile = recipe.ollama_name(name), folder / "gguf/Modelfile"
     version = refuse_server(url)
     done = receipt.read(folder / "ollama.json")
@@ -119,7 +119,7 @@ def main(argv):
                    "asked": len(rows), "ended": prove_ends(url, trial, rows)}
         call_copy(url, trial, model)
     finally:
-        subprocess.run([server.ollama_binary(), "rm", trial], env={**os.environ, "OLLAMA_HOST": url}, capture_output=True)
+        subprocess.run([process.ollama_binary(), "rm", trial], env={**os.environ, "OLLAMA_HOST": url}, capture_output=True)
     figures |= {"model": model, "digest": standing(url)[model]}
     receipt.write(folder / "ollama.json", [Path(p) for p in [*made_from["outputs"], *made_from["inputs"]]], [], figures, files.sha256)
     print(f"ollama      {model}: {figures['prompts_proven']} prompts as in training, {figures['ended']} of {figures['asked']} replies end; talk to it: ollama run {model}")
@@ -134,4 +134,4 @@ def call_copy(url, source, target):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

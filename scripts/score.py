@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from scripts import data, files, receipt, recipe, server
+from scripts import data, files, process, receipt, recipe
 
 LIMIT, SEED = 300, 1      # tokens a reply may take; the seed of every backend
 SOUND = 0.95              # held-out accuracy below which the classifier's word counts for nothing
@@ -58,10 +58,10 @@ def from_ollama(model, prompts):
     import httpx
     out = []
     for messages in prompts:
-        answer = httpx.post(f"{server.ollama_url()}/api/chat", timeout=600, json={
+        answer = httpx.post(f"{process.ollama_url()}/api/chat", timeout=600, json={
             "model": model, "messages": messages, "stream": False, "options": {"seed": SEED, "num_predict": LIMIT}})
         if answer.status_code != 200:
-            raise ValueError(f"Ollama at {server.ollama_url()}: {answer.text[:200]}; `make ollama` first")
+            raise ValueError(f"Ollama at {process.ollama_url()}: {answer.text[:200]}; `make ollama` first")
         out.append((answer.json()["message"]["content"], answer.json()["done_reason"] == "stop"))
     return out
 
@@ -99,4 +99,4 @@ def main(argv):
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    files.command(main)
+    process.command(main)

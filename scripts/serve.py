@@ -9,19 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import files, server
+from scripts import process
 
 
 def main(argv):
     if len(argv) < 2:
         print("usage: python -m scripts.serve MODELS COMMAND …", file=sys.stderr)
         return 2
-    if not server.ollama_binary():
+    if not process.ollama_binary():
         raise ValueError("no `ollama` on PATH; install it (ollama.com), or `make ollama-server` where there is Go")
     models = Path(argv[0])
-    with server.ollama(models, models.with_suffix(".log")) as url:
+    with process.ollama(models, models.with_suffix(".log")) as url:
         return subprocess.run(argv[1:], env={**os.environ, "OLLAMA_HOST": url}).returncode
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

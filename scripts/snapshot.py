@@ -5,7 +5,7 @@
 outputs/NAME/recipe.yml    what Axolotl runs: the recipe, a variant's changes, BASE; no comments, no export, no x_ keys
 outputs/NAME/data.sha256   the bytes of datasets, chat template and DeepSpeed config (Axolotl's cache does not hash them)
 outputs/NAME/export.yml    the quant types
-outputs/NAME/prompt.sha256 the Modelfile's bytes
+outputs/NAME/prompt.sha256 the Modelfile's bytes, and QUANT
 Each is only written when it changes. With --train it also refuses a machine that can't train the recipe, before anything is spent.
 """
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from scripts import files, receipt, recipe
+from scripts import files, process, receipt, recipe
 
 
 def chosen_base(folder, cfg):
@@ -60,10 +60,10 @@ def main(argv):
     used = [*recipe.datasets(cfg)[0], *recipe.datasets(cfg)[1], *(cfg[k] for k in ("chat_template_jinja", "deepspeed") if Path(str(cfg.get(k))).suffix)]
     files.write_if_changed(folder / "data.sha256", hashes(used))
     files.write_if_changed(folder / "export.yml", yaml.safe_dump(cfg.get("export") or {}))
-    files.write_if_changed(folder / "prompt.sha256", hashes([recipe.modelfile(args.name)]))
+    files.write_if_changed(folder / "prompt.sha256", hashes([recipe.modelfile(args.name)]) + f"QUANT={os.environ.get('QUANT') or ''}\n")
     files.write_if_changed(folder / "recipe.yml", yaml.safe_dump(meaning, sort_keys=False, width=120))
     return 0
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

@@ -5,7 +5,7 @@
 import sys
 from pathlib import Path
 
-from scripts import files, receipt, recipe
+from scripts import files, process, receipt, recipe
 
 STAGES = ["preprocess", "train", "merge", "gguf", "modelfile", "ollama"]
 MARK = {"stands": "\033[32m", "stale": "\033[33m", "missing": "\033[2m"}
@@ -58,4 +58,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

@@ -14,7 +14,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from scripts import files, server
+from scripts import files, process
 
 LOGS = files.CACHE / "logs"
 PIN = Path("requirements/llama.cpp.txt")
@@ -38,7 +38,7 @@ def fetch(folder):
     """Download the source package, pip verifying its sha256, and unpack llama.cpp alone."""
     pip = os.environ.get("PIP") or sys.executable
     name = re.search(r"^([\w-]+)==", PIN.read_text(), re.M)[1]
-    files.run([pip, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes", "-r", PIN, "-d", folder], LOGS / "llama.cpp-download.log", "llama.cpp source")
+    process.run([pip, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes", "-r", PIN, "-d", folder], LOGS / "llama.cpp-download.log", "llama.cpp source")
     archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         inside = [m for m in tar.getmembers() if "/vendor/llama.cpp/" in m.name]
@@ -55,10 +55,10 @@ def build_llama_cpp(target):
     with files.fresh(target) as tmp:
         fetch(tmp)
         # Static, so that the binaries outlive the move into place; no curl: nothing here downloads models.
-        files.run([cmake, "-S", tmp, "-B", tmp / "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF",
+        process.run([cmake, "-S", tmp, "-B", tmp / "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF",
                    "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", *os.environ.get("LLAMA_CMAKE", "").split()],
                   LOGS / "llama.cpp-configure.log", "llama.cpp configure")
-        files.run([ninja, "-C", tmp / "build", "llama-quantize", "llama-server"], LOGS / "llama.cpp-build.log", "llama.cpp build", follow=ninja_steps)
+        process.run([ninja, "-C", tmp / "build", "llama-quantize", "llama-server"], LOGS / "llama.cpp-build.log", "llama.cpp build", follow=ninja_steps)
         for made in (tmp / "build").iterdir():
             if made.name != "bin":
                 shutil.rmtree(made) if made.is_dir() else made.unlink()
@@ -68,11 +68,11 @@ def build_llama_cpp(target):
 def build_ollama(target, version):
     go = on_path("go", "install Go (go.dev), or Ollama itself (ollama.com)")
     with files.fresh(target) as tmp:
-        headers = server.llama_cpp("convert_hf_to_gguf.py").parent / "vendor"
+        headers = process.llama_cpp("convert_hf_to_gguf.py").parent / "vendor"
         env = {"GOBIN": str((tmp / "bin").absolute()), "CGO_CXXFLAGS": f"-O2 -I{headers}"}
-        files.run([go, "install", f"github.com/ollama/ollama@v{version}"], LOGS / f"ollama-{version}.log", f"Ollama {version}", env=env)
+        process.run([go, "install", f"github.com/ollama/ollama@v{version}"], LOGS / f"ollama-{version}.log", f"Ollama {version}", env=env)
         (tmp / "lib/ollama").mkdir(parents=True)
-        shutil.copy2(server.llama_cpp("llama-server"), tmp / "lib/ollama/llama-server")
+        shutil.copy2(process.llama_cpp("llama-server"), tmp / "lib/ollama/llama-server")
         subprocess.run([tmp / "bin/ollama", "--version"], check=True, capture_output=True)
     print(f"set-up      Ollama {version}: {target}/bin/ollama")
 
@@ -89,4 +89,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

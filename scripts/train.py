@@ -14,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from scripts import files, receipt, recipe
+from scripts import files, process, receipt, recipe
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
 
@@ -105,7 +105,7 @@ def main(argv):
     clear_stale(training, key)
     resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
     command = torchrun(own, folder, gpus)
-    files.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
+    process.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
     if int(os.environ.get("NODE_RANK") or 0):
         print(f"train       node {os.environ['NODE_RANK']} done; the adapter is on node 0")
         return 0
@@ -126,4 +126,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

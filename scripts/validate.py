@@ -6,7 +6,7 @@
 import sys
 from pathlib import Path
 
-from scripts import data, files
+from scripts import data, process
 
 PROMPT_LIMIT, REPLY_LIMIT = 0.6, 0.3   # Jaccard similarity of word pairs in prompts, of word triples in replies
 
@@ -84,4 +84,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    files.command(main)
+    process.command(main)

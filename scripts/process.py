@@ -1,0 +1,202 @@
+"""Processes: our own mains, the tools we run to their end, and private model servers that end with their block.
+
+    with llama(Path("x.gguf"), log) as url: httpx.post(f"{url}/tokenize", …)
+
+Servers listen on a free loopback port. Errors that a person can mend are ValueError or OSError with one line: what is wrong, where, what to do.
+"""
+import ctypes
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+# What every tool we start must see: no telemetry, no progress bars in logs, tokens never printed.
+QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+         "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+WAIT = 120  # seconds for a server to answer; an 8B model from a cold disk takes most of it
+
+
+def die_with_parent():
+    """On Linux: end (SIGTERM) when the parent does, even if that was killed, so that no orphan goes on writing where a new run begins."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def command(main):
+    """Run a room's main: exit 0, 1 for a finding (one line on stderr), 2 for wrong usage, 130 for Ctrl-C. DEBUG=1 shows the traceback."""
+    if "MAKELEVEL" in os.environ:
+        die_with_parent()
+    if os.environ.get("DEBUG") != "1":  # what libraries say on import and their own bars are not what was asked for
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        os.environ["TQDM_DISABLE"] = "1"
+    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
+    try:
+        # SIGTERM ends like Ctrl-C, so that temporary folders go and children end.
+        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("DEBUG") == "1":
+            traceback.print_exc()
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            room = "; make room and run the same command again" if error.errno == errno.ENOSPC and "make room" not in error.strerror else ""
+            text = f"{error.filename}: {error.strerror}{room}" if error.filename else f"{error.strerror}{room}"
+        print(" ".join(text.split()), file=sys.stderr)
+        sys.exit(1)
+
+
+def run(cmd, log, title, env=None, follow=None):
+    """Run a command with all its output in `log`; show `title` and a bar. Raises ChildProcessError with the last error line.
+
+    `follow(line, bar)` reads each output line and moves the bar.
+    """
+    from tqdm import tqdm
+    log = Path(log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    form = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}" if follow else "{desc} {elapsed}"
+    with open(log, "w", encoding="utf-8", errors="replace") as out, \
+            tqdm(desc=f"{title:<28}", bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar:
+        proc = subprocess.Popen([str(c) for c in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                errors="replace", env={**os.environ, **QUIET, "TQDM_DISABLE": "", **(env or {})}, start_new_session=True, preexec_fn=die_with_parent)
+        try:
+            for line in _lines(proc.stdout):
+                out.write(line + "\n")
+                out.flush()
+                follow(line, bar) if follow else bar.refresh()
+            code = proc.wait()
+        except BaseException:
+            _end(proc)
+            raise
+    if code:
+        raise ChildProcessError(f"{title.strip()} failed ({_exit(code)}): {_cause(log)}; the whole log is in {log}")
+
+
+def _lines(stream):
+    """Split on newline and on carriage return: progress bars are lines too."""
+    rest = ""
+    while chunk := stream.readline():
+        *whole, rest = re.split(r"[\r\n]", rest + chunk)
+        yield from (line for line in whole if line.strip())
+    if rest.strip():
+        yield rest
+
+
+def _end(proc):
+    """End the whole group that we started (torchrun's ranks too): politely, then for certain."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(proc.pid, sig)
+            proc.wait(timeout=15)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _exit(code):
+    return f"signal {-code}" if code < 0 else f"exit {code}"
+
+
+def _cause(log):
+    """The line of a log that says most: the last exception, else the last line."""
+    lines = [line.strip() for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"(\[rank\d+\]:? ?)?([\w.]*(Error|Exception|Exit|Interrupt)\b: |error: |fatal: )", line)
+             and not re.match(r"(subprocess|torch\.distributed)", line)]
+    return (named or lines or ["no output"])[-1][:300]
+
+
+def llama_cpp(tool):
+    """A built tool of llama.cpp, or its converter. `make` sets LLAMA_CPP_DIR; it may be a build of your own."""
+    root = Path(os.environ.get("LLAMA_CPP_DIR", ""))
+    for place in (root / tool, root / "build/bin" / tool, root / "bin" / tool):
+        if os.environ.get("LLAMA_CPP_DIR") and place.is_file():
+            return place
+    raise ValueError(f"{tool} is not in LLAMA_CPP_DIR={os.environ.get('LLAMA_CPP_DIR', '')}; run through make, which builds it, or set LLAMA_CPP_DIR to a built llama.cpp")
+
+
+def ollama_binary():
+    """The ollama on PATH, else the one `make ollama-server` installed (`make` sets OLLAMA), else None."""
+    found = os.environ.get("OLLAMA") or shutil.which("ollama")
+    return found if found and Path(found).is_file() else None
+
+
+def ollama_url():
+    """Where the user's Ollama listens: OLLAMA_HOST as Ollama itself reads it, else loopback."""
+    host = os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434"
+    host = host if "://" in host else f"http://{host}"
+    return host if host.count(":") > 1 else f"{host}:11434"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def answers(url):
+    import httpx
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def started(cmd, url, log, env=None):
+    """Run a server until the block ends. Raises ChildProcessError with its last line if it does not answer."""
+    log = Path(log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as out:
+        proc = subprocess.Popen([str(c) for c in cmd], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                env={**os.environ, **(env or {})}, start_new_session=True, preexec_fn=die_with_parent)
+    try:
+        until = time.time() + WAIT
+        while not answers(url):
+            if proc.poll() is not None or time.time() > until:
+                lines = [x for x in log.read_text(errors="replace").splitlines() if x.strip()]
+                wrong = [x for x in lines if "error" in x.lower()] or lines or ["no output"]
+                raise ChildProcessError(f"{Path(cmd[0]).name} did not start: {wrong[-1][:200]}; the whole log is in {log}")
+            time.sleep(0.1)
+        yield proc
+    finally:
+        try:  # the whole group: Ollama has runners of its own
+            os.killpg(proc.pid, signal.SIGTERM)
+            proc.wait(timeout=10)
+        except ProcessLookupError:
+            pass
+        except subprocess.TimeoutExpired:
+            os.killpg(proc.pid, signal.SIGKILL)
+            proc.wait()
+
+
+@contextmanager
+def llama(gguf, log, *options):
+    """llama-server on a model; yields its URL."""
+    port = free_port()
+    cmd = [llama_cpp("llama-server"), "-m", gguf, "--host", "127.0.0.1", "--port", port, "--no-webui", *options]
+    with started(cmd, f"http://127.0.0.1:{port}/health", log):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def ollama(models, log):
+    """A private Ollama with its own model folder; yields its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    env = {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(Path(models).resolve()), "OLLAMA_KEEP_ALIVE": "5m", "OLLAMA_NOPRUNE": "1",
+           "OLLAMA_NO_CLOUD": "1"}
+    with started([ollama_binary(), "serve"], f"{url}/api/version", log, env):
+        yield url

@@ -1,0 +1,87 @@
+"""What the tests share: a copy of the repository to break, the real chain of pirate-nano, and real Ollama servers."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galley"
+OLLAMA_VERSIONS = ["0.34.2", "0.24.0"]
+TRACKED = ["Makefile", "README.md", "pyproject.toml", "requirements", "recipes", "datasets", "modelfiles", "reports", "scripts", "tests"]
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    """Every test starts in the repository, with none of the caller's choices."""
+    monkeypatch.chdir(ROOT)
+    for name in ("RECIPE", "SET", "BASE", "GPUS", "QUANT", "FORCE", "NNODES", "NODE_RANK", "MASTER", "OLLAMA_HOST", "HF_TOKEN", "DEBUG", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKECMDGOALS", "ASK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*cmd, cwd=None, **env):
+    """Run to the end; returns the CompletedProcess with text output."""
+    return subprocess.run([str(c) for c in cmd], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def room(name, *args, cwd=None, **env):
+    return run(sys.executable, "-m", f"scripts.{name}", *args, cwd=cwd, **env)
+
+
+def one_line(result, *words):
+    """A finding: exit 1, one line on stderr with these words, no traceback."""
+    lines = result.stderr.strip().splitlines()
+    lines = [line for line in lines if not line.startswith("make")]
+    assert result.returncode in (1, 2), result.stdout + result.stderr
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    return lines[0]
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the repository to break: its own recipes, data and outputs; the installed packages and the nano base are the real ones."""
+    for item in TRACKED:
+        source = ROOT / item
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / item, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.exists():
+            shutil.copy2(source, tmp_path / item)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def chain():
+    """outputs/pirate-nano, made by `make modelfile`: trained, merged, converted, proven. The real thing, minutes long the first time."""
+    made = run("make", "modelfile", "RECIPE=pirate-nano", cwd=ROOT)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return ROOT / "outputs/pirate-nano"
+
+
+@pytest.fixture
+def chained(chain, copy):
+    """The copy, holding its own copy of the finished chain."""
+    shutil.copytree(ROOT / "outputs/nano", copy / "outputs/nano")
+    shutil.copytree(chain, copy / "outputs/pirate-nano")
+    return copy
+
+
+@pytest.fixture(params=OLLAMA_VERSIONS)
+def ollama(request, tmp_path_factory, monkeypatch):
+    """A running private Ollama, of each generation in turn; yields its URL. Without Go, the one on PATH stands for both."""
+    from scripts import process
+    built = CACHE / f"ollama-{request.param}/bin/ollama"
+    binary = built if built.exists() else shutil.which("ollama")
+    assert binary, "no Ollama: install Go or Ollama; a missing one is a failure here, not a skip"
+    monkeypatch.setenv("OLLAMA", str(binary))
+    home = tmp_path_factory.mktemp("ollama")
+    with process.ollama(home / "models", home / "log") as url:
+        monkeypatch.setenv("OLLAMA_HOST", url)
+        yield url

@@ -1,0 +1,92 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import one_line, room
+from scripts import files, merge, receipt, recipe
+
+
+def parts(folder):
+    cfg, adapter = recipe.read(folder / "recipe.yml"), folder / "adapter"
+    return cfg, *merge.refuse_unfit(cfg, Path(cfg["base_model"]), adapter), merge.scale(adapter)
+
+
+def test_the_sum_is_right_and_the_check_sees_the_rounding(chain):
+    figures = receipt.read(chain / "merge.json")["figures"]
+    assert figures["matrices"] == 21 and figures["worst_relative_error"] <= figures["bound"]
+    assert figures["norm_off"] < 0.01 < figures["norm_off_had_the_base_not_been_rounded"]
+
+
+def test_the_tokenizer_and_the_template_are_those_of_training(chain):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (chain / "merged" / name).read_bytes() == (chain / "adapter" / name).read_bytes()
+    assert (chain / "adapter/chat_template.jinja").read_text() == Path("modelfiles/llama3.jinja").read_text()
+
+
+@pytest.mark.parametrize("wrong", ["one matrix not merged", "one doubled", "base not rounded", "a tensor missing", "embeddings touched"])
+def test_a_wrong_merge_is_caught(chain, tmp_path, wrong):
+    from safetensors.torch import load_file, save_file
+    cfg, weights, lora, pairs, factor = parts(chain)
+    tensors = load_file(chain / "merged/model.safetensors")
+    name = f"{sorted(pairs)[0]}.weight"
+    base = merge.get(weights, name)[0]
+    if wrong == "one matrix not merged":
+        tensors[name] = base
+    elif wrong == "one doubled":
+        tensors[name] = tensors[name] + (tensors[name] - merge.round_trip(base))
+    elif wrong == "base not rounded":
+        tensors[name] = tensors[name] - merge.round_trip(base) + base
+    elif wrong == "a tensor missing":
+        del tensors["model.norm.weight"]
+    else:
+        tensors["model.embed_tokens.weight"][5, 5] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="the merge is wrong|are missing|though nothing trained it"):
+        merge.prove(cfg, tmp_path, weights, lora, pairs, factor)
+
+
+def test_an_unfinished_run_is_refused_with_its_steps(chained):
+    path = Path("outputs/pirate-nano/adapter/trainer_state.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "global_step": 100}))
+    one_line(room("merge", "pirate-nano"), "trained 100 of 281 steps; run `make train`")
+
+
+def test_an_adapter_of_another_base_is_refused(chained):
+    path = Path("outputs/pirate-nano/adapter/adapter_config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": "meta-llama/Llama-3.2-1B"}))
+    one_line(room("merge", "pirate-nano"), "an adapter of meta-llama/Llama-3.2-1B, the recipe's base is outputs/nano/pirate")
+    path.write_text(json.dumps(config))
+    from safetensors.torch import load_file, save_file
+    weights = Path("outputs/nano/pirate/model.safetensors")
+    tensors = load_file(weights)
+    save_file({k: v[:, :128].contiguous() if v.ndim == 2 else v for k, v in tensors.items()}, weights, metadata={"format": "pt"})
+    one_line(room("merge", "pirate-nano"), "made for another base", "has B·A of shape")
+
+
+def test_a_cut_shard_is_named(chained):
+    path = Path("outputs/nano/pirate/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    before = files.sha256("outputs/pirate-nano/merged")
+    one_line(room("merge", "pirate-nano"), "model.safetensors: damaged")
+    assert files.sha256("outputs/pirate-nano/merged") == before
+
+
+def test_pickled_weights_are_not_loaded(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="pickled weights are not loaded"):
+        merge.shards(tmp_path)
+
+
+def test_rank_stabilised_scale(tmp_path):
+    for rslora, scale in ((False, 0.5), (True, 4.0)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 64, "lora_alpha": 32, "use_rslora": rslora}))
+        assert merge.scale(tmp_path) == scale
+
+
+def test_no_room_is_said_before_the_work(chained, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(OSError, match="0.0 GiB are free; make room"):
+        merge.main(["pirate-nano"])

@@ -1,0 +1,46 @@
+import json
+from pathlib import Path
+
+from scripts import data, validate
+
+
+def test_the_projects_own_data_is_sound():
+    for family in (p.name for p in Path("datasets").iterdir()):
+        found, counts = validate.check(family)
+        assert found == []
+    rows = data.read("datasets/pirate/train.jsonl")
+    assert len(rows) >= 1000 and counts["eval"] == 100
+    assert {r["kind"] for r in rows} == {"everyday", "technical", "emotional", "factual", "refusing", "creative"}
+    assert sum(sum(m["role"] == "user" for m in r["messages"]) > 1 for r in rows) >= 200
+    assert len(Path("datasets/pirate/ten.jsonl").read_text().splitlines()) == 10
+
+
+def corrupt(path, number, change):
+    lines = Path(path).read_text().splitlines()
+    row = json.loads(lines[number - 1])
+    lines[number - 1] = json.dumps(change(row) or row)
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
+def findings(copy, path, number, change):
+    corrupt(copy / path, number, change)
+    return validate.check("pirate")[0]
+
+
+def test_a_twin_that_is_not_one(copy):
+    found = findings(copy, "datasets/pirate/train-plain.jsonl", 7, lambda r: r["messages"][-2].update(content="Something else?"))
+    assert any("train-plain.jsonl:7: not the twin of" in f for f in found)
+
+
+def test_a_reply_without_a_voice(copy):
+    other = data.read("datasets/pirate/train.jsonl")[8]
+    found = findings(copy, "datasets/pirate/train-plain.jsonl", 9, lambda r: r.update(messages=other["messages"]))
+    assert any("train-plain.jsonl:9: a reply equals the one in" in f for f in found)
+
+
+def test_a_near_duplicate_and_a_leak(copy):
+    third, held = data.read("datasets/pirate/train.jsonl")[2], data.read("datasets/pirate/eval.jsonl")[4]
+    found = findings(copy, "datasets/pirate/train.jsonl", 30, lambda r: r.update(messages=third["messages"]))
+    assert any("train.jsonl:30: prompt is nearly that of line 3" in f for f in found) and any("train.jsonl:30: reply is nearly that of line 3" in f for f in found)
+    found = findings(copy, "datasets/pirate/train.jsonl", 31, lambda r: r.update(messages=held["messages"]))
+    assert any("eval.jsonl:5: its prompt is nearly that of" in f and "train.jsonl:31" in f for f in found)
