@@ -50,19 +50,19 @@ export LLAMA_CPP_DIR OLLAMA
 base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
 
 # --- the stages, in their order ---
-.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock demo-talk demo-chat FORCE
+.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock demo-chat FORCE
 base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
-	@echo "preprocess  stands: $(OUT)/prepared"
+	@echo "preprocess  $(OUT)/prepared"
 train: $$(OUT)/train.json ## train the adapter (GPUS=n keeps the global batch; NNODES, NODE_RANK, MASTER for several nodes)
-	@echo "train       stands: $(OUT)/adapter"
+	@echo "train       $(OUT)/adapter"
 merge: $$(OUT)/merge.json ## merge it into the base, and prove the sum
-	@echo "merge       stands: $(OUT)/merged"
+	@echo "merge       $(OUT)/merged"
 gguf: $$(OUT)/gguf.json ## convert and quantize, and prove tokens and logits
-	@echo "gguf        stands: $(OUT)/gguf"
+	@echo "gguf        $(OUT)/gguf"
 modelfile: $$(OUT)/modelfile.json ## write the Modelfile beside the GGUF (QUANT= another quant type)
-	@echo "modelfile   stands: $(OUT)/gguf/Modelfile"
+	@echo "modelfile   $(OUT)/gguf/Modelfile"
 ollama: $$(OUT)/modelfile.json ## create the model in Ollama, and prove its prompts (FORCE=1 overwrites a model that is not ours)
 	@$(PY) -m scripts.ollama $(NAME)
 chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server (ASK="…" asks and ends)
@@ -70,15 +70,14 @@ chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server 
 eval: $$(OUT)/modelfile.json ## how many held-out replies have the voice, before and after
 	@$(PY) -m scripts.score $(NAME) base merged
 demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
-	@$(MAKE) modelfile RECIPE=pirate-nano SET=
+	@$(MAKE) outputs/pirate-nano/modelfile.json
 	@if [ -n "$(OLLAMA)" ]; then \
-	  $(PY) -m scripts.serve outputs/ollama $(MAKE) demo-talk RECIPE=pirate-nano SET=; \
+	  $(PY) -m scripts.serve outputs/ollama $(MAKE) ollama demo-chat RECIPE=pirate-nano SET=; \
 	else \
-	  $(MAKE) demo-chat RECIPE=pirate-nano SET=; \
+	  $(MAKE) demo-chat; \
 	  echo "This was llama-server. For \`ollama run pirate-nano\`: install Ollama (ollama.com), or \`make ollama-server\` where there is Go."; \
 	fi
 
-demo-talk: ollama demo-chat
 demo-chat:
 	@$(PY) -m scripts.chat pirate-nano --ask "How do I keep my houseplants alive?" "I feel lonely tonight." "What is a variable in Python?"
 

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from scripts import data, files, receipt, recipe
+from scripts import data, files, process, receipt, recipe
 
 
 def refuse_base(cfg):
@@ -60,7 +60,7 @@ def main(argv):
     refuse_base(cfg)
     with files.fresh(folder / "prepared") as tmp:
         # `axolotl preprocess` from -c: `datasets` saves in spawned workers, and each would import a main module that has a file (20 s).
-        files.run([sys.executable, "-c", "from axolotl.cli.main import main; main()", "preprocess", folder / "recipe.yml", "--dataset-prepared-path", tmp],
+        process.run([sys.executable, "-c", "from axolotl.cli.main import main; main()", "preprocess", folder / "recipe.yml", "--dataset-prepared-path", tmp],
                   folder / "logs/preprocess.log", f"preprocess {name}", env=recipe.environment(cfg))
         from transformers import AutoTokenizer
         figures = learned(tmp, cfg, AutoTokenizer.from_pretrained(cfg["base_model"]))
@@ -79,4 +79,4 @@ def main(argv):
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    files.command(main)
+    process.command(main)
