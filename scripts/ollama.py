@@ -39,7 +39,7 @@ def refuse_server(url):
         how = "start it with `ollama serve`" if process.ollama_binary() else "install it (ollama.com), or `make ollama-server` where there is Go"
         raise ValueError(f"Ollama is not running at {url}; {how}") from None
     numbers = tuple(int(n) for n in version.split("-")[0].split(".")[:2])
-    if numbers != (0, 0) and numbers < TESTED:  # a server built with `go install` calls itself 0.0.0
+    if (0, 0) < numbers < TESTED:  # 0.0.0 is a server that somebody built without naming its version
         raise ValueError(f"Ollama {version} at {url} is too old: {'.'.join(map(str, TESTED))} is the oldest tried; update it")
     return version
 

@@ -40,7 +40,9 @@ def read(path):
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: broken YAML: {getattr(error, 'problem', None) or error}; mend that line") from None
+        begun = getattr(error, "context_mark", None)
+        where = f" in what line {begun.line + 1} begins" if begun and mark and begun.line != mark.line else ""
+        raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: broken YAML: {getattr(error, 'problem', None) or error}{where}; mend it there") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}:1: not UTF-8 text ({error}); save it as UTF-8") from None
     if not isinstance(loaded, dict):

@@ -70,7 +70,7 @@ def build_ollama(target, version):
     with files.fresh(target) as tmp:
         headers = process.llama_cpp("convert_hf_to_gguf.py").parent / "vendor"
         env = {"GOBIN": str((tmp / "bin").absolute()), "CGO_CXXFLAGS": f"-O2 -I{headers}"}
-        process.run([go, "install", f"github.com/ollama/ollama@v{version}"], LOGS / f"ollama-{version}.log", f"Ollama {version}", env=env)
+        process.run([go, "install", f"-ldflags=-X=github.com/ollama/ollama/version.Version={version}", f"github.com/ollama/ollama@v{version}"], LOGS / f"ollama-{version}.log", f"Ollama {version}", env=env)
         (tmp / "lib/ollama").mkdir(parents=True)
         shutil.copy2(process.llama_cpp("llama-server"), tmp / "lib/ollama/llama-server")
         subprocess.run([tmp / "bin/ollama", "--version"], check=True, capture_output=True)

