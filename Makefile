@@ -50,7 +50,7 @@ export LLAMA_CPP_DIR OLLAMA
 base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
 
 # --- the stages, in their order ---
-.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock demo_chat FORCE
+.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
 base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
@@ -72,14 +72,14 @@ eval: $$(OUT)/modelfile.json ## how many held-out replies have the voice, before
 demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
 	@$(MAKE) outputs/pirate-nano/modelfile.json
 	@if [ -n "$(OLLAMA)" ]; then \
-	  $(PY) -m scripts.serve outputs/ollama $(MAKE) ollama demo_chat RECIPE=pirate-nano SET=; \
+	  $(PY) -m scripts.serve outputs/ollama $(MAKE) ollama .demo-chat RECIPE=pirate-nano SET=; \
 	  echo "The model is in outputs/ollama. To go on: make chat RECIPE=pirate-nano, or OLLAMA_MODELS=$(CURDIR)/outputs/ollama $(OLLAMA) serve, and then: ollama run pirate-nano"; \
 	else \
-	  $(MAKE) demo_chat; \
+	  $(MAKE) .demo-chat; \
 	  echo "This was llama-server. For \`ollama run pirate-nano\`: install Ollama (ollama.com), or \`make ollama-server\` where there is Go."; \
 	fi
 
-demo_chat:
+.demo-chat:
 	@$(PY) -m scripts.chat pirate-nano --ask "How do I keep my houseplants alive?" "I feel lonely tonight." "What is a variable in Python?"
 
 outputs/nano/%.json: datasets/%/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)

@@ -6,6 +6,7 @@ It stands in for Llama 3 8B where there is no GPU and no model hub: the same arc
 small enough to train in minutes on two cores. It makes every later step real; it is not a useful chatbot.
 Deterministic from SEED, and kept in the tool cache under the hash of all that goes into it.
 """
+
 import hashlib
 import io
 import json
@@ -24,20 +25,43 @@ CHAT = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", 
 
 def key(source):
     """What decides the result: the data, this file, and the versions that do the arithmetic."""
-    parts = [files.sha256(source), files.sha256(__file__), json.dumps({k: v for k, v in receipt.versions().items()
-             if k in ("torch", "transformers", "sentencepiece")}, sort_keys=True)]
+    parts = [
+        files.sha256(source),
+        files.sha256(__file__),
+        json.dumps({k: v for k, v in receipt.versions().items() if k in ("torch", "transformers", "sentencepiece")}, sort_keys=True),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def sentencepiece_model(texts):
     """The serialized BPE model. llama.cpp converts sentencepiece exactly; a byte-level BPE of our own it would refuse, a bare tokenizer.json it would get wrong."""
     import sentencepiece
+
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=out, model_type="bpe", vocab_size=VOCAB, num_threads=1, minloglevel=2,
-        byte_fallback=True, character_coverage=1.0, split_digits=True, normalization_rule_name="identity",
-        add_dummy_prefix=False, remove_extra_whitespaces=False, control_symbols=CHAT, max_sentence_length=100_000,
-        bos_id=0, eos_id=1, pad_id=2, unk_id=3, bos_piece=BOS, eos_piece=EOS, pad_piece=PAD, unk_piece=UNK)
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=VOCAB,
+        num_threads=1,
+        minloglevel=2,
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        control_symbols=CHAT,
+        max_sentence_length=100_000,
+        bos_id=0,
+        eos_id=1,
+        pad_id=2,
+        unk_id=3,
+        bos_piece=BOS,
+        eos_piece=EOS,
+        pad_piece=PAD,
+        unk_piece=UNK,
+    )
     return out.getvalue()
 
 
@@ -45,6 +69,7 @@ def tokenizer_of(proto):
     """The same BPE for Hugging Face's `tokenizers`: its merges rebuilt from the sentencepiece scores (a higher score merges earlier)."""
     import sentencepiece
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+
     sp = sentencepiece.SentencePieceProcessor(model_proto=proto)
     pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
     vocab = {piece: i for i, piece in enumerate(pieces)}
@@ -55,7 +80,9 @@ def tokenizer_of(proto):
             continue
         splits = [(piece[:n], piece[n:]) for n in range(1, len(piece)) if piece[:n] in vocab and piece[n:] in vocab]
         merges += [(-sp.get_score(i), vocab[a], vocab[b], a, b) for a, b in splits]
-    tok = Tokenizer(models.BPE(vocab=vocab, merges=[(a, b) for *_, a, b in sorted(merges)], unk_token=UNK, byte_fallback=True, fuse_unk=True))
+    tok = Tokenizer(
+        models.BPE(vocab=vocab, merges=[(a, b) for *_, a, b in sorted(merges)], unk_token=UNK, byte_fallback=True, fuse_unk=True)
+    )
     tok.normalizer = normalizers.Replace(" ", "▁")
     tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in [BOS, EOS, PAD, UNK, *CHAT]])
@@ -65,8 +92,17 @@ def tokenizer_of(proto):
 
 def save_tokenizer(proto, template, folder):
     from transformers import PreTrainedTokenizerFast
-    tok = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(proto), bos_token=BOS, eos_token="<|eot_id|>", pad_token=PAD, unk_token=UNK,
-                                  additional_special_tokens=CHAT, model_max_length=CONTEXT, clean_up_tokenization_spaces=False)
+
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer_of(proto),
+        bos_token=BOS,
+        eos_token="<|eot_id|>",
+        pad_token=PAD,
+        unk_token=UNK,
+        additional_special_tokens=CHAT,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
     tok.chat_template = template
     tok.save_pretrained(folder)
     (folder / "tokenizer.model").write_bytes(proto)  # the converter reads this one
@@ -84,8 +120,8 @@ def batches(tok, rows, steps, torch):
         while len(stream) < BATCH * LENGTH:
             for i in torch.randperm(len(texts), generator=generator).tolist():
                 stream += texts[i]
-        yield torch.tensor(stream[:BATCH * LENGTH]).view(BATCH, LENGTH)
-        del stream[:BATCH * LENGTH]
+        yield torch.tensor(stream[: BATCH * LENGTH]).view(BATCH, LENGTH)
+        del stream[: BATCH * LENGTH]
 
 
 def train(tok, rows, folder):
@@ -93,12 +129,24 @@ def train(tok, rows, folder):
     import torch
     from tqdm import tqdm
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
     ids = {name: tok.convert_tokens_to_ids(t) for name, t in [("bos_token_id", BOS), ("eos_token_id", "<|eot_id|>"), ("pad_token_id", PAD)]}
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=MLP, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS, max_position_embeddings=CONTEXT, rope_theta=500000.0, tie_word_embeddings=False, **ids))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            intermediate_size=MLP,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=KV_HEADS,
+            max_position_embeddings=CONTEXT,
+            rope_theta=500000.0,
+            tie_word_embeddings=False,
+            **ids,
+        )
+    )
     tokens = sum(len(tok(tok.apply_chat_template(r["messages"], tokenize=False), add_special_tokens=False)["input_ids"]) for r in rows)
     steps = EPOCHS * tokens // (BATCH * LENGTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -118,8 +166,13 @@ def train(tok, rows, folder):
     seconds = time.time() - began
     model.generation_config = GenerationConfig(**ids)
     model.to(torch.bfloat16).save_pretrained(folder)
-    return {"parameters": sum(p.numel() for p in model.parameters()), "tokens_per_epoch": tokens, "steps": steps, "final_loss": round(loss.item(), 4),
-            "tokens_per_second": round(steps * BATCH * LENGTH / seconds)}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_per_epoch": tokens,
+        "steps": steps,
+        "final_loss": round(loss.item(), 4),
+        "tokens_per_second": round(steps * BATCH * LENGTH / seconds),
+    }
 
 
 def main(argv):
@@ -130,7 +183,9 @@ def main(argv):
     rows, kept = data.read(source), files.CACHE / f"nano-{key(source)}"
     if not kept.exists():
         with files.fresh(kept) as tmp:
-            tok = save_tokenizer(sentencepiece_model([m["content"] for r in rows for m in r["messages"]]), Path("modelfiles/llama3.jinja").read_text(), tmp)
+            tok = save_tokenizer(
+                sentencepiece_model([m["content"] for r in rows for m in r["messages"]]), Path("modelfiles/llama3.jinja").read_text(), tmp
+            )
             (tmp / "figures.json").write_text(json.dumps(train(tok, rows, tmp)))
     with files.fresh(target) as tmp:
         shutil.copytree(kept, tmp, dirs_exist_ok=True)

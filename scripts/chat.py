@@ -1,8 +1,9 @@
 """Talk to a recipe's model in the terminal: through Ollama where it runs and has the model, else through llama-server on the GGUF.
 
-    python -m scripts.chat pirate-nano                     # a conversation; an empty line or Ctrl-D ends it
-    python -m scripts.chat pirate-nano --ask "Hello" …     # these questions, one conversation each
+python -m scripts.chat pirate-nano                     # a conversation; an empty line or Ctrl-D ends it
+python -m scripts.chat pirate-nano --ask "Hello" …     # these questions, one conversation each
 """
+
 import argparse
 import json
 import sys
@@ -18,6 +19,7 @@ SEED = 1  # the same question gets the same answer
 def speaker(name):
     """Yield (what answers, a function from messages to pieces of the reply)."""
     import httpx
+
     folder, model, url = Path("outputs", name), recipe.ollama_name(name), process.ollama_url()
     try:
         held = {m["name"].removesuffix(":latest") for m in httpx.get(f"{url}/api/tags", timeout=2).json()["models"]}
@@ -25,22 +27,41 @@ def speaker(name):
         held = set()
     if model in held:
         import ollama
+
         client = ollama.Client(url)
-        yield f"Ollama, model {model}", lambda messages: (
-            part.message.content for part in client.chat(model, messages, stream=True, options={"seed": SEED, "num_predict": 512}))
+        yield (
+            f"Ollama, model {model}",
+            lambda messages: (
+                part.message.content for part in client.chat(model, messages, stream=True, options={"seed": SEED, "num_predict": 512})
+            ),
+        )
         return
     made = receipt.read(folder / "modelfile.json")
     if not made:
         raise ValueError(f"{folder}: no model to talk to yet; `make modelfile RECIPE={name}` makes it")
     found = recipe.read_modelfile(folder / "gguf/Modelfile")
     system = [{"role": "system", "content": found["system"]}] if found.get("system") else []
-    with process.llama(folder / "gguf" / found["from"], folder / "logs/chat-process.log", "-c", found["parameters"]["num_ctx"][0], "--jinja") as url:
-        yield f"llama-server, {found['from']}", lambda messages: stream(f"{url}/v1/chat/completions", {
-            "messages": system + messages, "stream": True, "seed": SEED, "max_tokens": 512, "temperature": float(found["parameters"]["temperature"][0])})
+    with process.llama(
+        folder / "gguf" / found["from"], folder / "logs/chat-process.log", "-c", found["parameters"]["num_ctx"][0], "--jinja"
+    ) as url:
+        yield (
+            f"llama-server, {found['from']}",
+            lambda messages: stream(
+                f"{url}/v1/chat/completions",
+                {
+                    "messages": system + messages,
+                    "stream": True,
+                    "seed": SEED,
+                    "max_tokens": 512,
+                    "temperature": float(found["parameters"]["temperature"][0]),
+                },
+            ),
+        )
 
 
 def stream(url, body):
     import httpx
+
     with httpx.stream("POST", url, json=body, timeout=600) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {"):

@@ -7,6 +7,7 @@ Two jobs:
    unpacks it. The packed product has no autograd kernel, so training goes on without the gradient through the frozen weights,
    and the loss still falls a little. (bitsandbytes/nn/modules.py, `Linear4bit.forward`)
 """
+
 import os
 
 import torch
@@ -34,6 +35,7 @@ class CpuPlugin(BasePlugin):
 def never_repack(model):
     """Keep every 4-bit weight in the form that training differentiates through."""
     from bitsandbytes.nn import Linear4bit
+
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False

@@ -3,6 +3,7 @@
 A row is `{"id": str, "kind": str, "messages": [{"role": "system|user|assistant", "content": str}, …]}`;
 Axolotl's `type: chat_template` reads `messages` and leaves the rest alone.
 """
+
 import json
 import re
 from pathlib import Path
@@ -58,7 +59,7 @@ def row_fault(row):
 def shingles(text, n):
     """The set of n-word sequences of a text, lower-cased: what near-duplicates share."""
     words = re.findall(r"[^\W_]+'?[^\W_]*", text.lower())
-    return {tuple(words[i:i + n]) for i in range(max(1, len(words) - n + 1))}
+    return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
 
 
 def near(sets, limit, others=None):

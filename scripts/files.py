@@ -4,6 +4,7 @@
 
 Errors that a person can mend are ValueError or OSError with one line: what is wrong, where, what to do.
 """
+
 import errno
 import hashlib
 import os
@@ -68,5 +69,7 @@ def need_disk(folder, need):
     folder = Path(folder)
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if free < need:
-        raise OSError(errno.ENOSPC, f"{folder}: needs {need / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free; "
-                      "make room, or `make clean` another recipe")
+        raise OSError(
+            errno.ENOSPC,
+            f"{folder}: needs {need / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free; make room, or `make clean` another recipe",
+        )

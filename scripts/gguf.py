@@ -5,6 +5,7 @@
 F16 first, then the recipe's `export: quantize:` types. Proven on every file: the chat template's bytes, the bos and eos ids, the ids of a corpus of
 special tokens, unicode, code and blanks. Proven on F16: the logits, against the merged model in fp32.
 """
+
 import math
 import os
 import sys
@@ -14,44 +15,71 @@ from scripts import data, files, process, receipt, recipe
 
 # llama.cpp's own model-conversion example calls a normalized mean squared error of logits below 1e-6 "essentially identical".
 NMSE_BOUND = 1e-6
-KLD_BOUND = 1.0      # nats; a sound Q2_K stays far below, a broken file far above
+KLD_BOUND = 1.0  # nats; a sound Q2_K stays far below, a broken file far above
 PROMPTS = 8
 CORPUS = [
-    "plain words, nothing else.", " leading and trailing blanks ", "   three   runs    of     blanks      ", "tabs\tand\t\ttabs", "lines\n\n\nand\r\nreturns\n",
-    "naïve café, Ærøskøbing, Ελληνικά, Русский, العربية, हिन्दी, 日本語, 한국어", "🏴‍☠️ 🦜 👩‍👩‍👧 é (e + combining acute: é) ﬁ ½ №",
-    "def f(x: int) -> str:\n    return f\"{x:>08.2f}\"  # comment\n\n\nclass A:\n\tpass\n", "for (int i = 0; i < n; ++i) { a[i] ^= ~b[i] & 0xFF; }",
-    "SELECT * FROM t WHERE x >= '2026-11-21' AND y IS NOT NULL; -- ok", "1234567890 3.14159 1,000,000 -17 1e-9 0x1F", "Don't! It's 'quoted', \"double\", `ticked`…—–",
-    "<|not_a_token|> <|eot_id| > < |eot_id|> <s> </s> [INST]", "A" * 300, "\u00a0non-breaking\u200bzero-width\ufeff", "x",
+    "plain words, nothing else.",
+    " leading and trailing blanks ",
+    "   three   runs    of     blanks      ",
+    "tabs\tand\t\ttabs",
+    "lines\n\n\nand\r\nreturns\n",
+    "naïve café, Ærøskøbing, Ελληνικά, Русский, العربية, हिन्दी, 日本語, 한국어",
+    "🏴‍☠️ 🦜 👩‍👩‍👧 é (e + combining acute: é) ﬁ ½ №",
+    'def f(x: int) -> str:\n    return f"{x:>08.2f}"  # comment\n\n\nclass A:\n\tpass\n',
+    "for (int i = 0; i < n; ++i) { a[i] ^= ~b[i] & 0xFF; }",
+    "SELECT * FROM t WHERE x >= '2026-11-21' AND y IS NOT NULL; -- ok",
+    "1234567890 3.14159 1,000,000 -17 1e-9 0x1F",
+    "Don't! It's 'quoted', \"double\", `ticked`…—–",
+    "<|not_a_token|> <|eot_id| > < |eot_id|> <s> </s> [INST]",
+    "A" * 300,
+    "\u00a0non-breaking\u200bzero-width\ufeff",
+    "x",
 ]
 
 
 def convert(merged, out, name, quants, log):
     """Run the converter, then llama-quantize a type at a time. Returns {type: path}."""
     made = {"F16": out / f"{name}-F16.gguf"}
-    process.run([sys.executable, process.llama_cpp("convert_hf_to_gguf.py"), merged, "--outfile", made["F16"], "--outtype", "f16"], log, f"convert {name}")
+    process.run(
+        [sys.executable, process.llama_cpp("convert_hf_to_gguf.py"), merged, "--outfile", made["F16"], "--outtype", "f16"],
+        log,
+        f"convert {name}",
+    )
     for kind in quants:
         made[kind] = out / f"{name}-{kind}.gguf"
-        process.run([process.llama_cpp("llama-quantize"), made["F16"], made[kind], kind], log.with_stem(f"quantize-{kind}"), f"quantize {kind}")
+        process.run(
+            [process.llama_cpp("llama-quantize"), made["F16"], made[kind], kind], log.with_stem(f"quantize-{kind}"), f"quantize {kind}"
+        )
     return made
 
 
 def metadata(path):
     """(chat template, bos id, eos id) as the file carries them."""
     from gguf import GGUFReader
+
     try:
         fields = GGUFReader(path).fields
     except (ValueError, IndexError) as error:
         raise ValueError(f"{path}: not a whole GGUF ({error}); run `make gguf` again") from None
-    values = [fields[k].contents() if k in fields else None for k in ("tokenizer.chat_template", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")]
+    values = [
+        fields[k].contents() if k in fields else None
+        for k in ("tokenizer.chat_template", "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id")
+    ]
     return values[0], values[1], values[2]
 
 
 def prove_metadata(path, merged, tokenizer):
     template, bos, eos = metadata(path)
     trained = (merged / "chat_template.jinja").read_text(encoding="utf-8")
-    for what, is_, should in [("chat template", template, trained), ("bos id", bos, tokenizer.bos_token_id), ("eos id", eos, tokenizer.eos_token_id)]:
+    for what, is_, should in [
+        ("chat template", template, trained),
+        ("bos id", bos, tokenizer.bos_token_id),
+        ("eos id", eos, tokenizer.eos_token_id),
+    ]:
         if is_ != should:
-            raise ValueError(f"{path}: its {what} is {str(is_)[:80]!r}, training's is {str(should)[:80]!r}; look for a second template in {merged}/tokenizer_config.json")
+            raise ValueError(
+                f"{path}: its {what} is {str(is_)[:80]!r}, training's is {str(should)[:80]!r}; look for a second template in {merged}/tokenizer_config.json"
+            )
 
 
 def texts(tokenizer, rows):
@@ -63,27 +91,37 @@ def texts(tokenizer, rows):
 
 def prove_tokens(url, tokenizer, corpus):
     import httpx
+
     wrong = []
     for text in corpus:
-        got = httpx.post(f"{url}/tokenize", json={"content": text, "add_special": False, "parse_special": True}, timeout=60).json()["tokens"]
+        got = httpx.post(f"{url}/tokenize", json={"content": text, "add_special": False, "parse_special": True}, timeout=60).json()[
+            "tokens"
+        ]
         want = tokenizer(text, add_special_tokens=False)["input_ids"]
         if got != want:
             wrong.append((text, got, want))
     if wrong:
         text, got, want = wrong[0]
-        raise ValueError(f"{len(wrong)} of {len(corpus)} texts get other token ids in llama.cpp than in training, first {text[:60]!r}: {got[:12]} against {want[:12]}")
+        raise ValueError(
+            f"{len(wrong)} of {len(corpus)} texts get other token ids in llama.cpp than in training, first {text[:60]!r}: {got[:12]} against {want[:12]}"
+        )
 
 
 def log_probabilities(url, ids, vocabulary):
     """The whole next-token distribution after `ids`, as a vector of natural logarithms [vocabulary]."""
     import httpx
     import numpy as np
-    answer = httpx.post(f"{url}/completion", json={"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False}, timeout=600).json()
+
+    answer = httpx.post(
+        f"{url}/completion", json={"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False}, timeout=600
+    ).json()
     out = np.full(vocabulary, -np.inf)
     for entry in answer["completion_probabilities"][0]["top_logprobs"]:
         out[entry["id"]] = entry["logprob"]
     if not np.isfinite(out).all():
-        raise ValueError(f"llama-server gave {np.isfinite(out).sum()} of {vocabulary} probabilities; the model overflows or the vocabulary differs")
+        raise ValueError(
+            f"llama-server gave {np.isfinite(out).sum()} of {vocabulary} probabilities; the model overflows or the vocabulary differs"
+        )
     return out
 
 
@@ -91,6 +129,7 @@ def reference(merged, prompts):
     """The merged model's own next-token log-probabilities in fp32, on the GPU where one has room: a list of [vocabulary] vectors."""
     import torch
     from transformers import AutoModelForCausalLM
+
     need = 3 * sum(p.stat().st_size for p in merged.glob("*.safetensors"))
     room = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else 0
     device = "cuda" if room > need else "cpu"
@@ -108,29 +147,39 @@ def main(argv):
     merged, stem = folder / "merged", recipe.split(name)[0]
     files.need_disk(folder, 2.2 * sum(p.stat().st_size for p in merged.glob("*.safetensors")))
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(merged)
     rows = [r for p in recipe.datasets(cfg)[1] or recipe.datasets(cfg)[0] for r in data.read(p)]
     corpus = texts(tokenizer, rows)
-    prompts = [tokenizer.apply_chat_template(data.prompt(r), add_generation_prompt=True, return_dict=True)["input_ids"] for r in rows[::max(1, len(rows) // PROMPTS)][:PROMPTS]]
+    prompts = [
+        tokenizer.apply_chat_template(data.prompt(r), add_generation_prompt=True, return_dict=True)["input_ids"]
+        for r in rows[:: max(1, len(rows) // PROMPTS)][:PROMPTS]
+    ]
     vocabulary, figures = len(tokenizer), {"texts": len(corpus)}
     with files.fresh(folder / "gguf") as tmp:
         made = convert(merged, tmp, stem, quants, folder / "logs/convert.log")
         wanted, f16 = reference(merged, prompts), None
         for kind, path in made.items():
             prove_metadata(path, merged, tokenizer)
-            with process.llama(path, folder / f"logs/llama-server-{kind}.log", "-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off") as url:
+            with process.llama(
+                path, folder / f"logs/llama-server-{kind}.log", "-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off"
+            ) as url:
                 prove_tokens(url, tokenizer, corpus)
                 got = [log_probabilities(url, ids, vocabulary) for ids in prompts]
             figures[f"{kind}_mib"] = round(path.stat().st_size / 2**20, 2)
             if kind == "F16":
                 f16 = got
-                figures["F16_nmse"] = max(float(((a - b) ** 2).mean() / (b ** 2).mean()) for a, b in zip(got, wanted))
+                figures["F16_nmse"] = max(float(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(got, wanted))
                 if not figures["F16_nmse"] <= NMSE_BOUND:
-                    raise ValueError(f"{path.name}: its logits differ from the merged model's by an NMSE of {figures['F16_nmse']:.2e} (bound {NMSE_BOUND:.0e}); the conversion is wrong")
+                    raise ValueError(
+                        f"{path.name}: its logits differ from the merged model's by an NMSE of {figures['F16_nmse']:.2e} (bound {NMSE_BOUND:.0e}); the conversion is wrong"
+                    )
             else:
-                figures[f"{kind}_kld"] = sum(float((math.e ** b * (b - a)).sum()) for a, b in zip(got, f16)) / len(got)
+                figures[f"{kind}_kld"] = sum(float((math.e**b * (b - a)).sum()) for a, b in zip(got, f16)) / len(got)
                 if not figures[f"{kind}_kld"] <= KLD_BOUND:
-                    raise ValueError(f"{path.name}: {figures[f'{kind}_kld']:.2f} nats from F16 (bound {KLD_BOUND}); the quantized file is broken")
+                    raise ValueError(
+                        f"{path.name}: {figures[f'{kind}_kld']:.2f} nats from F16 (bound {KLD_BOUND}); the quantized file is broken"
+                    )
     receipt.write(folder / "gguf.json", [merged, folder / "export.yml"], sorted((folder / "gguf").glob("*.gguf")), figures, files.sha256)
     print(f"gguf        {', '.join(made)}; {len(corpus)} texts tokenize alike; F16 logits NMSE {figures['F16_nmse']:.1e}")
     return 0

@@ -6,6 +6,7 @@ QLoRA trained against the NF4 rounding of the base, so the merge adds the adapte
 merged = NF4⁻¹(NF4(W)) + alpha/r · B·A  (QLoRA, arXiv 2305.14314, eq. 5; rank-stabilised: alpha/√r, arXiv 2312.03732).
 The tokenizer and the chat template are those that training saved: Axolotl's merge would take the base's.
 """
+
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from scripts import files, process, receipt, recipe
 
-SAMPLES = 12                # matrices checked, spread over the depth of the model
+SAMPLES = 12  # matrices checked, spread over the depth of the model
 # Unit roundoff u of the stored dtype. ΔW and the sum are each rounded to it, and |sum| ≤ 2·max(|W|, |ΔW|): an error of at most 3u of that maximum.
 # (fp32 is not rounded on the way; there the order of B·A's additions decides.)
 ROUNDOFF = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-18}
@@ -25,6 +26,7 @@ def base_folder(cfg):
     if recipe.is_local(cfg):
         return Path(cfg["base_model"])
     from huggingface_hub import snapshot_download
+
     return Path(snapshot_download(cfg["base_model"], allow_patterns=["*.safetensors", "*.json", "tokenizer.model"]))
 
 
@@ -38,6 +40,7 @@ def shards(folder):
 def index(folder):
     """{tensor name: the shard that holds it}. Raises ValueError for a shard that is cut or damaged."""
     from safetensors import SafetensorError, safe_open
+
     where = {}
     for shard in shards(folder):
         try:
@@ -50,6 +53,7 @@ def index(folder):
 
 def get(where, name):
     from safetensors import safe_open
+
     with safe_open(where[name], framework="pt") as f:
         return f.get_tensor(name), f.get_slice(name).get_dtype()
 
@@ -61,7 +65,9 @@ def refuse_unfit(cfg, base, adapter):
         raise ValueError(f"{adapter}: trained {trained['global_step']} of {trained['max_steps']} steps; run `make train` to finish")
     made_for = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     if made_for != cfg["base_model"]:
-        raise ValueError(f"{adapter}: an adapter of {made_for}, the recipe's base is {cfg['base_model']}; train it on this base, or set BASE={made_for}")
+        raise ValueError(
+            f"{adapter}: an adapter of {made_for}, the recipe's base is {cfg['base_model']}; train it on this base, or set BASE={made_for}"
+        )
     weights, lora = index(base), index(adapter)
     pairs = {k.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): k for k in lora if k.endswith(".lora_A.weight")}
     for module, key in pairs.items():
@@ -69,7 +75,9 @@ def refuse_unfit(cfg, base, adapter):
         b, a = get(lora, key.replace("lora_A", "lora_B"))[0], get(lora, key)[0]
         if name not in weights or tuple(get(weights, name)[0].shape) != (b.shape[0], a.shape[1]):
             had = tuple(get(weights, name)[0].shape) if name in weights else "nothing"
-            raise ValueError(f"{adapter}: made for another base: {module} has B·A of shape {(b.shape[0], a.shape[1])}, {base} has {had} there")
+            raise ValueError(
+                f"{adapter}: made for another base: {module} has B·A of shape {(b.shape[0], a.shape[1])}, {base} has {had} there"
+            )
     return weights, lora, pairs
 
 
@@ -81,6 +89,7 @@ def scale(adapter):
 def round_trip(weight):
     """What QLoRA training saw of a weight: NF4 in blocks of 64, its scales quantized too (bitsandbytes)."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
     packed, state = quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
     return dequantize_4bit(packed, state).to(weight.dtype)
 
@@ -91,7 +100,7 @@ def prove(cfg, merged, base_weights, lora, pairs, factor):
     if missing := set(base_weights) - set(result):
         raise ValueError(f"{merged}: {len(missing)} of {len(base_weights)} tensors are missing (first: {min(missing)})")
     quantized = bool(cfg.get("load_in_4bit"))
-    names = sorted(pairs)[::max(1, len(pairs) // SAMPLES)][:SAMPLES] if len(pairs) > SAMPLES else sorted(pairs)
+    names = sorted(pairs)[:: max(1, len(pairs) // SAMPLES)][:SAMPLES] if len(pairs) > SAMPLES else sorted(pairs)
     worst, moved, off, off_plain, norm = 0.0, 0, 0.0, 0.0, 0.0
     for module in names:
         (w, dtype), (m, _) = get(base_weights, f"{module}.weight"), get(result, f"{module}.weight")
@@ -99,17 +108,34 @@ def prove(cfg, merged, base_weights, lora, pairs, factor):
         start = (round_trip(w) if quantized else w).float()
         size = start.abs().maximum(delta.abs()).clamp_min(1e-6)
         worst = max(worst, ((m.float() - start - delta).abs() / size).max().item())
-        off, off_plain, norm = off + (m.float() - start - delta).norm() ** 2, off_plain + (m.float() - w.float() - delta).norm() ** 2, norm + w.float().norm() ** 2
+        off, off_plain, norm = (
+            off + (m.float() - start - delta).norm() ** 2,
+            off_plain + (m.float() - w.float() - delta).norm() ** 2,
+            norm + w.float().norm() ** 2,
+        )
         moved += not m.equal(w)
     bound = 3 * ROUNDOFF[dtype]
     if not moved or worst > bound:
-        raise ValueError(f"{merged}: merged − (base + scale·B·A) is up to {worst:.2e} of the weight in {len(names)} sampled matrices (bound {bound:.1e}), "
-                         f"{moved} of them changed at all; the merge is wrong")
+        raise ValueError(
+            f"{merged}: merged − (base + scale·B·A) is up to {worst:.2e} of the weight in {len(names)} sampled matrices (bound {bound:.1e}), "
+            f"{moved} of them changed at all; the merge is wrong"
+        )
     for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
-        if name in base_weights and name not in {f"{p}.weight" for p in pairs} and not get(result, name)[0].equal(get(base_weights, name)[0]):
+        if (
+            name in base_weights
+            and name not in {f"{p}.weight" for p in pairs}
+            and not get(result, name)[0].equal(get(base_weights, name)[0])
+        ):
             raise ValueError(f"{merged}: {name} differs from the base's, though nothing trained it")
-    return {"matrices": len(pairs), "sampled": len(names), "scale": factor, "worst_relative_error": worst, "bound": bound,
-            "norm_off": float((off / norm) ** 0.5), "norm_off_had_the_base_not_been_rounded": float((off_plain / norm) ** 0.5)}
+    return {
+        "matrices": len(pairs),
+        "sampled": len(names),
+        "scale": factor,
+        "worst_relative_error": worst,
+        "bound": bound,
+        "norm_off": float((off / norm) ** 0.5),
+        "norm_off_had_the_base_not_been_rounded": float((off_plain / norm) ** 0.5),
+    }
 
 
 def main(argv):
@@ -123,8 +149,12 @@ def main(argv):
     files.need_disk(folder, 1.1 * sum(p.stat().st_size for p in shards(base)))
     work = folder / ".merge"  # Axolotl writes to output_dir/merged
     shutil.rmtree(work, ignore_errors=True)
-    process.run([sys.executable, "-m", "axolotl.cli.merge_lora", folder / "recipe.yml", f"--lora_model_dir={adapter}", f"--output_dir={work}"],
-              folder / "logs/merge.log", f"merge {name}", env=recipe.environment(cfg))
+    process.run(
+        [sys.executable, "-m", "axolotl.cli.merge_lora", folder / "recipe.yml", f"--lora_model_dir={adapter}", f"--output_dir={work}"],
+        folder / "logs/merge.log",
+        f"merge {name}",
+        env=recipe.environment(cfg),
+    )
     with files.fresh(folder / "merged") as tmp:
         for path in (work / "merged").iterdir():
             os.replace(path, tmp / path.name)
@@ -139,7 +169,9 @@ def main(argv):
     shutil.rmtree(work)
     figures["largest_shard_gib"] = round(max(p.stat().st_size for p in shards(folder / "merged")) / 2**30, 3)
     receipt.write(folder / "merge.json", [base, adapter], [folder / "merged"], figures, files.sha256)
-    print(f"merge       {figures['matrices']} matrices; {figures['sampled']} checked, off by at most {figures['worst_relative_error']:.1e} of the weight")
+    print(
+        f"merge       {figures['matrices']} matrices; {figures['sampled']} checked, off by at most {figures['worst_relative_error']:.1e} of the weight"
+    )
     return 0
 
 

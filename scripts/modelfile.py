@@ -1,8 +1,9 @@
 """Write the Modelfile beside the GGUF, FROM filled in and the rest word for word, after checking that it fits what was trained.
 
-    python -m scripts.modelfile pirate-nano       # → outputs/pirate-nano/gguf/Modelfile, receipt modelfile.json
-    QUANT=Q8_0 …                                  # another of the recipe's quant types than the first
+python -m scripts.modelfile pirate-nano       # → outputs/pirate-nano/gguf/Modelfile, receipt modelfile.json
+QUANT=Q8_0 …                                  # another of the recipe's quant types than the first
 """
+
 import json
 import os
 import re
@@ -31,7 +32,9 @@ def faults(path, found, cfg, merged):
     context = json.loads((merged / "config.json").read_text())["max_position_embeddings"]
     bos = tokenizer.get("bos_token")
     bos = bos["content"] if isinstance(bos, dict) else bos
-    wrong = [f"no {word.upper()}; a model without one is not served as it was trained" for word in ("from", "template") if not found.get(word)]
+    wrong = [
+        f"no {word.upper()}; a model without one is not served as it was trained" for word in ("from", "template") if not found.get(word)
+    ]
     if bos and bos in found.get("template", ""):
         wrong.append(f"TEMPLATE writes {bos}, which the server adds itself; delete it there")
     if re.search(r"\.Messages", found.get("template", "")) and re.search(r"\.System", found.get("template", "")):

@@ -5,6 +5,7 @@
 Before Axolotl starts: every dataset line is read (Axolotl names no line), and a gated base is asked for with your token.
 Afterwards: every prepared row must carry loss on a reply, and on the token that ends the turn.
 """
+
 import os
 import sys
 from pathlib import Path
@@ -20,10 +21,15 @@ def refuse_base(cfg):
             raise ValueError(f"{base}: no base model there; `make base` makes the nano one")
         return
     from huggingface_hub import errors, get_token, hf_hub_download
+
     try:
         hf_hub_download(base, "config.json")
     except errors.GatedRepoError:
-        why = "your token may not read it: accept its licence on its page" if get_token() else "no token: accept its licence on its page and set HF_TOKEN"
+        why = (
+            "your token may not read it: accept its licence on its page"
+            if get_token()
+            else "no token: accept its licence on its page and set HF_TOKEN"
+        )
         raise ValueError(f"{base} is gated and {why}, or use an open mirror: BASE=… (see the recipe's header)") from None
     except errors.RepositoryNotFoundError:
         raise ValueError(f"{base}: the hub knows no such model, or hides it without a token; mend `base_model` or set HF_TOKEN") from None
@@ -35,6 +41,7 @@ def learned(prepared, cfg, tokenizer):
     """Counts over the prepared rows: {rows, tokens, trained_tokens, longest, rows_without_reply, rows_without_end}."""
     import numpy as np
     from datasets import load_from_disk
+
     ends = [tokenizer.convert_tokens_to_ids(t) for t in cfg.get("eot_tokens") or [tokenizer.eos_token]]
     figures = dict.fromkeys(["rows", "tokens", "trained_tokens", "longest", "rows_without_reply", "rows_without_end"], 0)
     for folder in sorted(p.parent for p in prepared.rglob("dataset_info.json")):
@@ -60,20 +67,45 @@ def main(argv):
     refuse_base(cfg)
     with files.fresh(folder / "prepared") as tmp:
         # `axolotl preprocess` from -c: `datasets` saves in spawned workers, and each would import a main module that has a file (20 s).
-        process.run([sys.executable, "-c", "from axolotl.cli.main import main; main()", "preprocess", folder / "recipe.yml", "--dataset-prepared-path", tmp],
-                  folder / "logs/preprocess.log", f"preprocess {name}", env=recipe.environment(cfg))
+        process.run(
+            [
+                sys.executable,
+                "-c",
+                "from axolotl.cli.main import main; main()",
+                "preprocess",
+                folder / "recipe.yml",
+                "--dataset-prepared-path",
+                tmp,
+            ],
+            folder / "logs/preprocess.log",
+            f"preprocess {name}",
+            env=recipe.environment(cfg),
+        )
         from transformers import AutoTokenizer
+
         figures = learned(tmp, cfg, AutoTokenizer.from_pretrained(cfg["base_model"]))
-        for what, problem in [("rows_without_reply", "carry no loss on a reply"), ("rows_without_end", "carry no loss on the end of the turn")]:
+        for what, problem in [
+            ("rows_without_reply", "carry no loss on a reply"),
+            ("rows_without_end", "carry no loss on the end of the turn"),
+        ]:
             if figures[what]:
-                raise ValueError(f"{folder}/recipe.yml: {figures[what]} of {figures['rows']} rows {problem}; "
-                                 "check roles_to_train, train_on_eot, eot_tokens and sequence_len")
+                raise ValueError(
+                    f"{folder}/recipe.yml: {figures[what]} of {figures['rows']} rows {problem}; "
+                    "check roles_to_train, train_on_eot, eot_tokens and sequence_len"
+                )
         if rows and figures["rows"] == 0:
             raise ValueError(f"{folder}/recipe.yml: Axolotl kept none of {rows} rows; check sequence_len and the dataset's type")
     figures["rows_dropped"] = rows - figures["rows"] if rows else None
-    receipt.write(folder / "preprocess.json", [folder / "recipe.yml", *recipe.datasets(cfg)[0], *recipe.datasets(cfg)[1]],
-                  [folder / "prepared"], figures, files.sha256)
-    print(f"preprocess  {figures['rows']} rows, {figures['tokens']:,} tokens, {figures['trained_tokens'] / figures['tokens']:.0%} of them learned")
+    receipt.write(
+        folder / "preprocess.json",
+        [folder / "recipe.yml", *recipe.datasets(cfg)[0], *recipe.datasets(cfg)[1]],
+        [folder / "prepared"],
+        figures,
+        files.sha256,
+    )
+    print(
+        f"preprocess  {figures['rows']} rows, {figures['tokens']:,} tokens, {figures['trained_tokens'] / figures['tokens']:.0%} of them learned"
+    )
     return 0
 
 

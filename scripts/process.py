@@ -4,6 +4,7 @@
 
 Servers listen on a free loopback port. Errors that a person can mend are ValueError or OSError with one line: what is wrong, where, what to do.
 """
+
 import ctypes
 import errno
 import logging
@@ -21,8 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # What every tool we start must see: no telemetry, no progress bars in logs, tokens never printed.
-QUIET = {"AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-         "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+QUIET = {
+    "AXOLOTL_DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
 WAIT = 120  # seconds for a server to answer; an 8B model from a cold disk takes most of it
 
 
@@ -65,13 +71,24 @@ def run(cmd, log, title, env=None, follow=None):
     `follow(line, bar)` reads each output line and moves the bar.
     """
     from tqdm import tqdm
+
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     form = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}" if follow else "{desc} {elapsed}"
-    with open(log, "w", encoding="utf-8", errors="replace") as out, \
-            tqdm(desc=f"{title:<28}", bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar:
-        proc = subprocess.Popen([str(c) for c in cmd], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                errors="replace", env={**os.environ, **QUIET, "TQDM_DISABLE": "", **(env or {})}, start_new_session=True, preexec_fn=die_with_parent)
+    with (
+        open(log, "w", encoding="utf-8", errors="replace") as out,
+        tqdm(desc=f"{title:<28}", bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar,
+    ):
+        proc = subprocess.Popen(
+            [str(c) for c in cmd],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **QUIET, "TQDM_DISABLE": "", **(env or {})},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
         try:
             for line in _lines(proc.stdout):
                 out.write(line + "\n")
@@ -114,8 +131,12 @@ def _exit(code):
 def _cause(log):
     """The line of a log that says most: the last exception, else the last line."""
     lines = [line.strip() for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"(\[rank\d+\]:? ?)?([\w.]*(Error|Exception|Exit|Interrupt)\b: |error: |fatal: )", line)
-             and not re.match(r"(subprocess|torch\.distributed)", line)]
+    named = [
+        line
+        for line in lines
+        if re.match(r"(\[rank\d+\]:? ?)?([\w.]*(Error|Exception|Exit|Interrupt)\b: |error: |fatal: )", line)
+        and not re.match(r"(subprocess|torch\.distributed)", line)
+    ]
     return (named or lines or ["no output"])[-1][:300]
 
 
@@ -125,7 +146,9 @@ def llama_cpp(tool):
     for place in (root / tool, root / "build/bin" / tool, root / "bin" / tool):
         if os.environ.get("LLAMA_CPP_DIR") and place.is_file():
             return place
-    raise ValueError(f"{tool} is not in LLAMA_CPP_DIR={os.environ.get('LLAMA_CPP_DIR', '')}; run through make, which builds it, or set LLAMA_CPP_DIR to a built llama.cpp")
+    raise ValueError(
+        f"{tool} is not in LLAMA_CPP_DIR={os.environ.get('LLAMA_CPP_DIR', '')}; run through make, which builds it, or set LLAMA_CPP_DIR to a built llama.cpp"
+    )
 
 
 def ollama_binary():
@@ -149,6 +172,7 @@ def free_port():
 
 def answers(url):
     import httpx
+
     try:
         return httpx.get(url, timeout=2).status_code == 200
     except httpx.HTTPError:
@@ -161,8 +185,15 @@ def started(cmd, url, log, env=None):
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
-        proc = subprocess.Popen([str(c) for c in cmd], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                env={**os.environ, **(env or {})}, start_new_session=True, preexec_fn=die_with_parent)
+        proc = subprocess.Popen(
+            [str(c) for c in cmd],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
     try:
         until = time.time() + WAIT
         while not answers(url):
@@ -196,7 +227,12 @@ def llama(gguf, log, *options):
 def ollama(models, log):
     """A private Ollama with its own model folder; yields its URL."""
     url = f"http://127.0.0.1:{free_port()}"
-    env = {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(Path(models).resolve()), "OLLAMA_KEEP_ALIVE": "5m", "OLLAMA_NOPRUNE": "1",
-           "OLLAMA_NO_CLOUD": "1"}
+    env = {
+        "OLLAMA_HOST": url,
+        "OLLAMA_MODELS": str(Path(models).resolve()),
+        "OLLAMA_KEEP_ALIVE": "5m",
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_NO_CLOUD": "1",
+    }
     with started([ollama_binary(), "serve"], f"{url}/api/version", log, env):
         yield url

@@ -2,6 +2,7 @@
 
 A receipt says what went in and came out (sha256), with which versions, on which machine, in how many seconds, at what peak memory, and the figures.
 """
+
 import json
 import os
 import platform
@@ -13,7 +14,18 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ["axolotl", "torch", "transformers", "peft", "bitsandbytes", "deepspeed", "flash-attn", "accelerate", "sentencepiece", "scikit-learn"]
+PACKAGES = [
+    "axolotl",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "flash-attn",
+    "accelerate",
+    "sentencepiece",
+    "scikit-learn",
+]
 START = time.time()
 
 
@@ -25,10 +37,17 @@ def write(path, inputs, outputs, figures, sha256):
     """
     path = Path(path)
     body = {
-        "stage": path.stem, "recipe": path.parent.name, "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - START, 1), "peak_memory_gib": round(peak_memory() / 2**30, 3),
-        "inputs": {str(p): sha256(p) for p in inputs}, "outputs": {str(p): sha256(p) for p in outputs},
-        "figures": figures, "versions": versions(), "machine": machine(), "commit": commit(),
+        "stage": path.stem,
+        "recipe": path.parent.name,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - START, 1),
+        "peak_memory_gib": round(peak_memory() / 2**30, 3),
+        "inputs": {str(p): sha256(p) for p in inputs},
+        "outputs": {str(p): sha256(p) for p in outputs},
+        "figures": figures,
+        "versions": versions(),
+        "machine": machine(),
+        "commit": commit(),
     }
     tmp = path.with_name(f".{path.name}.{os.getpid()}")
     tmp.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
@@ -66,8 +85,12 @@ def machine():
     except (OSError, StopIteration):
         model = platform.processor()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "ram_gib": round(pages / 2**30, 1), "gpus": gpus()}
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_gib": round(pages / 2**30, 1),
+        "gpus": gpus(),
+    }
 
 
 def gpus():
@@ -77,7 +100,7 @@ def gpus():
     asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
     names = asked.stdout.split("\n")[:-1] if asked.returncode == 0 else []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return names if visible is None else names[:len(visible.split(","))]
+    return names if visible is None else names[: len(visible.split(","))]
 
 
 def commit():

@@ -1,8 +1,9 @@
 """Recipes: plain Axolotl YAML, found by name, with overrides that make variants.
 
-    pirate                      recipes/pirate.yml
-    pirate+lora_r=16            the same with one key changed: a variant, in an output folder of its own
+pirate                      recipes/pirate.yml
+pirate+lora_r=16            the same with one key changed: a variant, in an output folder of its own
 """
+
 import difflib
 import re
 from pathlib import Path
@@ -23,7 +24,9 @@ def split(name):
     for item in sets:
         key, eq, value = item.partition("=")
         if not eq or not re.fullmatch(r"\w+", key) or not re.fullmatch(r"[\w.,\[\]-]+", value):
-            raise ValueError(f"SET: {item!r} is not key=value in letters, digits and . , - [ ]; write larger changes as a recipe of their own")
+            raise ValueError(
+                f"SET: {item!r} is not key=value in letters, digits and . , - [ ]; write larger changes as a recipe of their own"
+            )
         changes[key] = yaml.safe_load(value)
     return recipe, changes
 
@@ -42,7 +45,9 @@ def read(path):
         mark = getattr(error, "problem_mark", None)
         begun = getattr(error, "context_mark", None)
         where = f" in what line {begun.line + 1} begins" if begun and mark and begun.line != mark.line else ""
-        raise ValueError(f"{path}:{mark.line + 1 if mark else 1}: broken YAML: {getattr(error, 'problem', None) or error}{where}; mend it there") from None
+        raise ValueError(
+            f"{path}:{mark.line + 1 if mark else 1}: broken YAML: {getattr(error, 'problem', None) or error}{where}; mend it there"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}:1: not UTF-8 text ({error}); save it as UTF-8") from None
     if not isinstance(loaded, dict):
@@ -69,8 +74,10 @@ def load(name):
 
 def datasets(cfg):
     """(training, evaluation) paths of the local dataset files; those on the hub are left to Axolotl."""
+
     def local(key):
         return [Path(d["path"]) for d in cfg.get(key) or [] if isinstance(d, dict) and Path(str(d.get("path"))).suffix]
+
     return local("datasets"), local("test_datasets")
 
 
@@ -102,8 +109,10 @@ def accumulation(cfg, gpus, nodes=1):
     micro, batch = int(cfg.get("micro_batch_size") or 1), global_batch(cfg)
     if batch % (micro * gpus * nodes):
         fit = [n for n in range(1, batch + 1) if batch % (micro * n * nodes) == 0]
-        raise ValueError(f"GPUS={gpus}: {nodes} × {gpus} ranks × micro batch {micro} do not divide the global batch of {batch}; "
-                         f"GPUS can be {', '.join(map(str, fit)) or 'none'}, or change SET=\"micro_batch_size=…\"")
+        raise ValueError(
+            f"GPUS={gpus}: {nodes} × {gpus} ranks × micro batch {micro} do not divide the global batch of {batch}; "
+            f'GPUS can be {", ".join(map(str, fit)) or "none"}, or change SET="micro_batch_size=…"'
+        )
     return batch // (micro * gpus * nodes)
 
 
@@ -142,5 +151,7 @@ def read_modelfile(path):
         elif word in ("from", "template", "system", "license", "adapter", "message", "requires"):
             found[word] = value
         elif word:
-            raise ValueError(f"{path}:{line}: unknown instruction {match[1]}; Ollama knows FROM, TEMPLATE, SYSTEM, PARAMETER, LICENSE, ADAPTER, MESSAGE")
+            raise ValueError(
+                f"{path}:{line}: unknown instruction {match[1]}; Ollama knows FROM, TEMPLATE, SYSTEM, PARAMETER, LICENSE, ADAPTER, MESSAGE"
+            )
     return found

@@ -4,6 +4,7 @@
 
 The server listens on a free loopback port, keeps its models in the given folder, and ends with the command.
 """
+
 import os
 import subprocess
 import sys

@@ -8,6 +8,7 @@ outputs/NAME/export.yml    the quant types
 outputs/NAME/prompt.sha256 the Modelfile's bytes, and QUANT
 Each is only written when it changes. With --train it also refuses a machine that can't train the recipe, before anything is spent.
 """
+
 import argparse
 import os
 from pathlib import Path
@@ -43,7 +44,13 @@ def refuse_machine(name, cfg):
     here = len(receipt.gpus())
     if kind and here < wanted:
         nano = f"{recipe.family(name)}-nano"
-        fewer = f"`make train RECIPE={name} GPUS={here}`" if here else f"`make train RECIPE={nano}`" if nano in recipe.names() else "it on another machine"
+        fewer = (
+            f"`make train RECIPE={name} GPUS={here}`"
+            if here
+            else f"`make train RECIPE={nano}`"
+            if nano in recipe.names()
+            else "it on another machine"
+        )
         raise ValueError(f"recipe {name} needs {wanted} × {kind}, this machine has {here} GPU{'s' * (here != 1)}; run {fewer} instead")
 
 
@@ -57,7 +64,11 @@ def main(argv):
         refuse_machine(args.name, cfg)
     cfg["base_model"] = chosen_base(folder, cfg)
     meaning = {k: v for k, v in cfg.items() if k != "export" and not k.startswith("x_")}
-    used = [*recipe.datasets(cfg)[0], *recipe.datasets(cfg)[1], *(cfg[k] for k in ("chat_template_jinja", "deepspeed") if Path(str(cfg.get(k))).suffix)]
+    used = [
+        *recipe.datasets(cfg)[0],
+        *recipe.datasets(cfg)[1],
+        *(cfg[k] for k in ("chat_template_jinja", "deepspeed") if Path(str(cfg.get(k))).suffix),
+    ]
     files.write_if_changed(folder / "data.sha256", hashes(used))
     files.write_if_changed(folder / "export.yml", yaml.safe_dump(cfg.get("export") or {}))
     files.write_if_changed(folder / "prompt.sha256", hashes([recipe.modelfile(args.name)]) + f"QUANT={os.environ.get('QUANT') or ''}\n")

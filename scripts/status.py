@@ -1,7 +1,8 @@
 """Which stages of which recipe stand, are stale, are missing. Reads receipts only: nothing is hashed but recipes and datasets.
 
-    python -m scripts.status
+python -m scripts.status
 """
+
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ def changed(name):
         then = recipe.read(folder / "recipe.yml")
         now = {k: v for k, v in cfg.items() if k != "export" and not k.startswith("x_")}
         kept = dict(line.split("  ")[::-1] for line in (folder / "data.sha256").read_text().splitlines())
-        return now | {"base_model": then["base_model"]} != then or any(not Path(p).is_file() or files.sha256(p) != digest for p, digest in kept.items())
+        return now | {"base_model": then["base_model"]} != then or any(
+            not Path(p).is_file() or files.sha256(p) != digest for p, digest in kept.items()
+        )
     except (OSError, ValueError):
         return True
 
@@ -52,7 +55,10 @@ def main(argv):
     for name in names:
         found = stages(name) if name in made else dict.fromkeys(STAGES, "missing")
         colour = sys.stdout.isatty()
-        cells = "".join((MARK[found[s]] if colour else "") + f"{found[s] if found[s] != 'missing' else '-':<12}" + ("\033[0m" if colour else "") for s in STAGES)
+        cells = "".join(
+            (MARK[found[s]] if colour else "") + f"{found[s] if found[s] != 'missing' else '-':<12}" + ("\033[0m" if colour else "")
+            for s in STAGES
+        )
         print(f"{name:<{width}}{cells}".rstrip())
     return 0
 

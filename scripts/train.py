@@ -6,6 +6,7 @@
 
 Axolotl works in outputs/NAME/training/ and goes on from its last whole checkpoint. Only a finished, non-zero adapter is copied to adapter/.
 """
+
 import hashlib
 import json
 import os
@@ -16,18 +17,47 @@ from pathlib import Path
 
 from scripts import files, process, receipt, recipe
 
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"]
+ADAPTER_FILES = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+]
 
 
 def torchrun(cfg, folder, gpus):
     """The command, the same for every size of machine: `axolotl train --launcher torchrun` does no more, 15 s of imports later."""
     nodes = int(os.environ.get("NNODES") or 1)
-    where = ["--standalone"] if nodes == 1 else [
-        "--nnodes", nodes, "--node_rank", os.environ.get("NODE_RANK") or 0, "--master_addr", os.environ.get("MASTER") or "127.0.0.1",
-        "--master_port", os.environ.get("MASTER_PORT") or 29500]
+    where = (
+        ["--standalone"]
+        if nodes == 1
+        else [
+            "--nnodes",
+            nodes,
+            "--node_rank",
+            os.environ.get("NODE_RANK") or 0,
+            "--master_addr",
+            os.environ.get("MASTER") or "127.0.0.1",
+            "--master_port",
+            os.environ.get("MASTER_PORT") or 29500,
+        ]
+    )
     steps = recipe.accumulation(cfg, gpus, nodes)
-    return [sys.executable, "-m", "torch.distributed.run", *where, "--nproc_per_node", gpus, "-m", "axolotl.cli.train", folder / "recipe.yml",
-            f"--gradient_accumulation_steps={steps}", "--auto_resume_from_checkpoints=true"]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *where,
+        "--nproc_per_node",
+        gpus,
+        "-m",
+        "axolotl.cli.train",
+        folder / "recipe.yml",
+        f"--gradient_accumulation_steps={steps}",
+        "--auto_resume_from_checkpoints=true",
+    ]
 
 
 def clear_stale(training, key):
@@ -69,6 +99,7 @@ def finished(training):
 def adapter_figures(path):
     """Norms of an adapter: raises ValueError if a lora_B is missing, zero or not finite, for then nothing was learned."""
     from safetensors import safe_open
+
     norms = {}
     with safe_open(path, framework="pt") as f:
         for key in f.keys():
@@ -76,7 +107,9 @@ def adapter_figures(path):
     b = {k: v for k, v in norms.items() if "lora_B" in k}
     dead = [k for k, v in b.items() if not v > 0 or v == float("inf")]  # NaN is not > 0 either
     if not b or dead:
-        raise ValueError(f"{path}: {len(dead)} of {len(b)} lora_B matrices are zero or not finite (first: {(dead or ['none there'])[0]}); nothing was learned there")
+        raise ValueError(
+            f"{path}: {len(dead)} of {len(b)} lora_B matrices are zero or not finite (first: {(dead or ['none there'])[0]}); nothing was learned there"
+        )
     return {"lora_B_matrices": len(b), "lora_B_norm_min": round(min(b.values()), 5), "lora_B_norm_max": round(max(b.values()), 5)}
 
 
@@ -100,7 +133,9 @@ def main(argv):
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, own = recipe.read(folder / "recipe.yml"), recipe.load(name)
     gpus = int(os.environ.get("GPUS") or recipe.hardware(own)[1])
-    key = hashlib.sha256("".join([*(files.sha256(folder / f) for f in ("recipe.yml", "data.sha256")), str(gpus), os.environ.get("NNODES", "1")]).encode()).hexdigest()
+    key = hashlib.sha256(
+        "".join([*(files.sha256(folder / f) for f in ("recipe.yml", "data.sha256")), str(gpus), os.environ.get("NNODES", "1")]).encode()
+    ).hexdigest()
     training = folder / "training"
     clear_stale(training, key)
     resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
@@ -113,15 +148,27 @@ def main(argv):
     figures = adapter_figures(training / "adapter_model.safetensors")
     losses = [h for h in last["log_history"] if "loss" in h]
     evals = [h["eval_loss"] for h in last["log_history"] if "eval_loss" in h]
-    figures |= {"steps": last["global_step"], "epochs": last["epoch"], "resumed_from_step": resumed, "ranks": gpus, "global_batch": recipe.global_batch(own),
-                "first_loss": losses[0]["loss"], "last_loss": losses[-1]["loss"], "eval_losses": evals}
+    figures |= {
+        "steps": last["global_step"],
+        "epochs": last["epoch"],
+        "resumed_from_step": resumed,
+        "ranks": gpus,
+        "global_batch": recipe.global_batch(own),
+        "first_loss": losses[0]["loss"],
+        "last_loss": losses[-1]["loss"],
+        "eval_losses": evals,
+    }
     with files.fresh(folder / "adapter") as tmp:
         for file in ADAPTER_FILES:
             if (training / file).exists():
                 shutil.copy2(training / file, tmp / file)
         (tmp / "trainer_state.json").write_text(json.dumps(last))
     receipt.write(folder / "train.json", [folder / "recipe.yml", folder / "data.sha256"], [folder / "adapter"], figures, files.sha256)
-    print(f"train       {last['global_step']} steps, eval loss {evals[0]:.3f} → {evals[-1]:.3f}" if evals else f"train       {last['global_step']} steps")
+    print(
+        f"train       {last['global_step']} steps, eval loss {evals[0]:.3f} → {evals[-1]:.3f}"
+        if evals
+        else f"train       {last['global_step']} steps"
+    )
     return 0
 
 

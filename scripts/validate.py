@@ -1,14 +1,15 @@
 """Check a family's dataset: rows, twins, near-duplicates, leaks from evaluation into training. Every finding names file and line.
 
-    python -m scripts.validate            # all families under datasets/
-    python -m scripts.validate pirate
+python -m scripts.validate            # all families under datasets/
+python -m scripts.validate pirate
 """
+
 import sys
 from pathlib import Path
 
 from scripts import data, process
 
-PROMPT_LIMIT, REPLY_LIMIT = 0.6, 0.3   # Jaccard similarity of word pairs in prompts, of word triples in replies
+PROMPT_LIMIT, REPLY_LIMIT = 0.6, 0.3  # Jaccard similarity of word pairs in prompts, of word triples in replies
 
 
 def twins(path, rows, plain_path, plain):
@@ -47,7 +48,10 @@ def duplicates(path, rows):
 
 def leaks(train_path, train, eval_path, held):
     pairs = data.near([data.shingles(question(r), 2) for r in held], PROMPT_LIMIT, [data.shingles(question(r), 2) for r in train])
-    return [f"{eval_path}:{i + 1}: its prompt is nearly that of {train_path}:{j + 1} ({alike:.0%} alike); a held-out prompt must be unseen" for i, j, alike in pairs]
+    return [
+        f"{eval_path}:{i + 1}: its prompt is nearly that of {train_path}:{j + 1} ({alike:.0%} alike); a held-out prompt must be unseen"
+        for i, j, alike in pairs
+    ]
 
 
 def check(family):

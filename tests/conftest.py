@@ -1,4 +1,5 @@
 """What the tests share: a copy of the repository to break, the real chain of pirate-nano, and real Ollama servers."""
+
 import os
 import shutil
 import subprocess
@@ -19,13 +20,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def at_root(monkeypatch):
     """Every test starts in the repository, with none of the caller's choices."""
     monkeypatch.chdir(ROOT)
-    for name in ("RECIPE", "SET", "BASE", "GPUS", "QUANT", "FORCE", "NNODES", "NODE_RANK", "MASTER", "OLLAMA_HOST", "HF_TOKEN", "DEBUG", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKECMDGOALS", "ASK"):
+    for name in (
+        "RECIPE",
+        "SET",
+        "BASE",
+        "GPUS",
+        "QUANT",
+        "FORCE",
+        "NNODES",
+        "NODE_RANK",
+        "MASTER",
+        "OLLAMA_HOST",
+        "HF_TOKEN",
+        "DEBUG",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "MAKECMDGOALS",
+        "ASK",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
 def run(*cmd, cwd=None, **env):
     """Run to the end; returns the CompletedProcess with text output."""
-    return subprocess.run([str(c) for c in cmd], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [str(c) for c in cmd], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
 
 
 def room(name, *args, cwd=None, **env):
@@ -77,6 +98,7 @@ def chained(chain, copy):
 def ollama(request, tmp_path_factory, monkeypatch):
     """A running private Ollama, of each generation in turn; yields its URL. Without Go, the one on PATH stands for both."""
     from scripts import process
+
     built = CACHE / f"ollama-{request.param}/bin/ollama"
     binary = built if built.exists() else shutil.which("ollama")
     assert binary, "no Ollama: install Go or Ollama; a missing one is a failure here, not a skip"

@@ -1,4 +1,5 @@
 """The whole chain as a person runs it: make, and make again."""
+
 import os
 from pathlib import Path
 
@@ -39,13 +40,16 @@ def test_the_modelfile_alone_is_remade_when_it_alone_changes(chained):
 
 def test_a_variant_never_touches_the_original(chained):
     from scripts import files
+
     before = files.sha256("outputs/pirate-nano")
     made = run("make", "-n", "gguf", "RECIPE=pirate-nano", "SET=lora_r=16 learning_rate=1e-4")
     assert made.returncode == 0, made.stderr
     assert "scripts.train pirate-nano+lora_r=16+learning_rate=1e-4" in made.stdout
     made = run("make", "preprocess", "RECIPE=pirate-nano", "SET=lora_r=16 learning_rate=1e-4")
     assert made.returncode == 0, made.stdout + made.stderr
-    assert Path("outputs/pirate-nano+lora_r=16+learning_rate=1e-4/preprocess.json").exists() and files.sha256("outputs/pirate-nano") == before
+    assert (
+        Path("outputs/pirate-nano+lora_r=16+learning_rate=1e-4/preprocess.json").exists() and files.sha256("outputs/pirate-nano") == before
+    )
 
 
 @pytest.mark.parametrize("goal", ["train", "merge", "gguf", "ollama", "chat"])

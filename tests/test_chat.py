@@ -20,7 +20,14 @@ def test_a_conversation_from_standard_input(chain):
     import os
     import subprocess
     import sys
-    said = subprocess.run([sys.executable, "-m", "scripts.chat", "pirate-nano"], input="Hello\nAnd then?\n\n", capture_output=True, text=True, env={**os.environ, "OLLAMA_HOST": "127.0.0.1:1"})
+
+    said = subprocess.run(
+        [sys.executable, "-m", "scripts.chat", "pirate-nano"],
+        input="Hello\nAnd then?\n\n",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OLLAMA_HOST": "127.0.0.1:1"},
+    )
     assert said.returncode == 0 and len([line for line in said.stdout.splitlines() if line.strip()]) >= 3
 
 

@@ -1,4 +1,5 @@
 """The plug-in's two jobs, on the real bitsandbytes and PEFT; that several ranks train is shown in test_train.py."""
+
 import os
 
 import pytest
@@ -11,10 +12,20 @@ def gradients(chain, repack):
     """The q_proj gradients of a QLoRA model before and after an evaluation."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    model = AutoModelForCausalLM.from_pretrained(chain.parent / "nano/pirate", dtype=torch.float32, device_map={"": "cpu"}, quantization_config=BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32))
+
+    model = AutoModelForCausalLM.from_pretrained(
+        chain.parent / "nano/pirate",
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        ),
+    )
     torch.manual_seed(0)
-    model = get_peft_model(prepare_model_for_kbit_training(model, use_gradient_checkpointing=False), LoraConfig(r=8, target_modules="all-linear", init_lora_weights="gaussian"))
+    model = get_peft_model(
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False),
+        LoraConfig(r=8, target_modules="all-linear", init_lora_weights="gaussian"),
+    )
     for name, p in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.02)
@@ -27,6 +38,7 @@ def gradients(chain, repack):
         model.zero_grad()
         model(input_ids=x, labels=x).loss.backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
     before = backward()
     model.eval()
     with torch.no_grad():

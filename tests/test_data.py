@@ -7,13 +7,20 @@ from scripts import data
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
-@pytest.mark.parametrize("line, words", [
-    ("{", "not JSON"), (b"\xff".decode("latin1").encode("latin1"), "not JSON"), ("[]", "`messages` must be a list"), ('{"messages": []}', "`messages` must be a list"),
-    (json.dumps({"messages": GOOD["messages"][:1]}), "the last message is by 'user'"),
-    (json.dumps({"messages": GOOD["messages"] + GOOD["messages"][1:]}), "message 3 has role 'assistant' after 'assistant'"),
-    (json.dumps({"messages": [{"role": "user", "content": " "}, GOOD["messages"][1]]}), r"message 1 \(user\) is empty"),
-    (json.dumps({"messages": [{"role": "user", "content": " a"}, GOOD["messages"][1]]}), "begins or ends with blanks"),
-    (json.dumps({"messages": [{"role": "human", "content": "a"}, GOOD["messages"][1]]}), "role 'human'")])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "not JSON"),
+        (b"\xff".decode("latin1").encode("latin1"), "not JSON"),
+        ("[]", "`messages` must be a list"),
+        ('{"messages": []}', "`messages` must be a list"),
+        (json.dumps({"messages": GOOD["messages"][:1]}), "the last message is by 'user'"),
+        (json.dumps({"messages": GOOD["messages"] + GOOD["messages"][1:]}), "message 3 has role 'assistant' after 'assistant'"),
+        (json.dumps({"messages": [{"role": "user", "content": " "}, GOOD["messages"][1]]}), r"message 1 \(user\) is empty"),
+        (json.dumps({"messages": [{"role": "user", "content": " a"}, GOOD["messages"][1]]}), "begins or ends with blanks"),
+        (json.dumps({"messages": [{"role": "human", "content": "a"}, GOOD["messages"][1]]}), "role 'human'"),
+    ],
+)
 def test_a_faulty_row_is_named_with_file_and_line(tmp_path, line, words):
     path = tmp_path / "d.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
@@ -36,6 +43,8 @@ def test_all_faults_at_once(tmp_path):
 
 
 def test_near_finds_what_is_alike_and_only_that():
-    sets = [data.shingles(t, 2) for t in ("how do I boil an egg", "How do I boil an egg?", "how do I fry an egg", "what is the sun made of")]
+    sets = [
+        data.shingles(t, 2) for t in ("how do I boil an egg", "How do I boil an egg?", "how do I fry an egg", "what is the sun made of")
+    ]
     assert [(i, j) for i, j, _ in data.near(sets, 0.6)] == [(1, 0)]
     assert [(i, j) for i, j, _ in data.near(sets[:1], 0.6, sets[1:])] == [(0, 0)]

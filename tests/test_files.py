@@ -38,10 +38,12 @@ def test_a_failed_stage_leaves_the_old_folder(tmp_path):
 
 def test_kill_9_never_leaves_a_half_made_folder(tmp_path):
     """At whatever moment it comes: the target is the old whole or the new whole, and the next try works."""
-    code = ("import sys, time; from pathlib import Path; from scripts import files\n"
-            "for n in range(10**6):\n"
-            "    with files.fresh(Path(sys.argv[1])) as tmp:\n"
-            "        for i in range(20): (tmp / str(i)).write_text(str(n))\n")
+    code = (
+        "import sys, time; from pathlib import Path; from scripts import files\n"
+        "for n in range(10**6):\n"
+        "    with files.fresh(Path(sys.argv[1])) as tmp:\n"
+        "        for i in range(20): (tmp / str(i)).write_text(str(n))\n"
+    )
     target = tmp_path / "t"
     for wait in (0.05, 0.11, 0.17, 0.23, 0.31):
         child = subprocess.Popen([sys.executable, "-c", code, str(target)])

@@ -11,6 +11,7 @@ from scripts import gguf, process, receipt
 @pytest.fixture(scope="module")
 def tokenizer(chain):
     from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(chain / "merged")
 
 
@@ -33,6 +34,7 @@ def test_another_template_or_another_end_is_caught(chain, tokenizer, tmp_path):
 
     class Other:
         bos_token_id, eos_token_id = tokenizer.bos_token_id, 1
+
     with pytest.raises(ValueError, match="its eos id is '6', training's is '1'"):
         gguf.prove_metadata(path, chain / "merged", Other)
 
@@ -57,6 +59,7 @@ def test_a_stale_second_template_is_caught(chained):
 def test_other_weights_are_caught(chained):
     """The merged model changes behind the converter's back: the logits tell."""
     from safetensors.torch import load_file, save_file
+
     convert = gguf.convert
 
     def convert_then_change(merged, *rest):
@@ -65,6 +68,7 @@ def test_other_weights_are_caught(chained):
         tensors["model.layers.1.mlp.down_proj.weight"] *= 1.02
         save_file(tensors, merged / "model.safetensors", metadata={"format": "pt"})
         return made
+
     patch = pytest.MonkeyPatch()
     patch.setattr(gguf, "convert", convert_then_change)
     with pytest.raises(ValueError, match="differ from the merged model's by an NMSE of"):
@@ -89,8 +93,11 @@ def test_llama_server_renders_the_training_prompt(chain, tokenizer, tmp_path):
     """Where there is no Ollama, llama-server's Jinja serves the chat: the same matrix, the same text."""
     import httpx
     from scripts import ollama
+
     with process.llama(chain / "gguf/pirate-nano-Q4_K_M.gguf", tmp_path / "log", "-c", 512, "--jinja") as url:
         for system, turns in ollama.MATRIX:
             messages = ollama.messages(system, turns)
             seen = httpx.post(f"{url}/apply-template", json={"messages": messages}).json()["prompt"]
-            assert tokenizer.bos_token + seen == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)  # it adds BOS when it tokenizes
+            assert tokenizer.bos_token + seen == tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )  # it adds BOS when it tokenizes

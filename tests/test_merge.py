@@ -28,6 +28,7 @@ def test_the_tokenizer_and_the_template_are_those_of_training(chain):
 @pytest.mark.parametrize("wrong", ["one matrix not merged", "one doubled", "base not rounded", "a tensor missing", "embeddings touched"])
 def test_a_wrong_merge_is_caught(chain, tmp_path, wrong):
     from safetensors.torch import load_file, save_file
+
     cfg, weights, lora, pairs, factor = parts(chain)
     tensors = load_file(chain / "merged/model.safetensors")
     name = f"{sorted(pairs)[0]}.weight"
@@ -60,6 +61,7 @@ def test_an_adapter_of_another_base_is_refused(chained):
     one_line(room("merge", "pirate-nano"), "an adapter of meta-llama/Llama-3.2-1B, the recipe's base is outputs/nano/pirate")
     path.write_text(json.dumps(config))
     from safetensors.torch import load_file, save_file
+
     weights = Path("outputs/nano/pirate/model.safetensors")
     tensors = load_file(weights)
     save_file({k: v[:, :128].contiguous() if v.ndim == 2 else v for k, v in tensors.items()}, weights, metadata={"format": "pt"})

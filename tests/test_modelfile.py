@@ -17,13 +17,17 @@ def test_another_quant_type(chained):
     one_line(room("modelfile", "pirate-nano", QUANT="Q2_K"), "QUANT=Q2_K: ", "has F16, Q4_K_M, Q8_0")
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ("{{- range .Messages }}", "<|begin_of_text|>{{- range .Messages }}", "TEMPLATE writes <|begin_of_text|>"),
-    ("{{- range .Messages }}", "{{ .System }}{{- range .Messages }}", "prints .System and ranges over .Messages"),
-    ("PARAMETER stop <|eot_id|>\n", "", "no `PARAMETER stop <|eot_id|>`"),
-    ("num_ctx 2048", "num_ctx 999999", "at most the model's 2048"),
-    ("PARAMETER num_ctx 2048\n", "", "num_ctx is not set"),
-    ("PARAMETER temp", "PARAMETR temp", "unknown instruction PARAMETR")])
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("{{- range .Messages }}", "<|begin_of_text|>{{- range .Messages }}", "TEMPLATE writes <|begin_of_text|>"),
+        ("{{- range .Messages }}", "{{ .System }}{{- range .Messages }}", "prints .System and ranges over .Messages"),
+        ("PARAMETER stop <|eot_id|>\n", "", "no `PARAMETER stop <|eot_id|>`"),
+        ("num_ctx 2048", "num_ctx 999999", "at most the model's 2048"),
+        ("PARAMETER num_ctx 2048\n", "", "num_ctx is not set"),
+        ("PARAMETER temp", "PARAMETR temp", "unknown instruction PARAMETR"),
+    ],
+)
 def test_what_parts_from_the_training_is_named(chained, old, new, words):
     edit("modelfiles/pirate.Modelfile", old, new)
     one_line(room("modelfile", "pirate-nano"), "modelfiles/pirate.Modelfile", words)

@@ -1,4 +1,5 @@
 """The real Ollama, both generations: the last with the engine inside, and one with a llama-server beside it."""
+
 import subprocess
 from pathlib import Path
 
@@ -19,14 +20,20 @@ def test_created_proven_and_left_alone(ollama, chained):
     assert room_ollama.standing(ollama) == {"pirate-nano": figures["digest"]}, "the trial model must be gone"
     again = room("ollama", "pirate-nano")
     assert again.returncode == 0 and "pirate-nano stands" in again.stdout
-    answer = httpx.post(f"{ollama}/api/chat", json={"model": "pirate-nano", "messages": [{"role": "user", "content": "Hello"}], "stream": False}, timeout=60).json()
+    answer = httpx.post(
+        f"{ollama}/api/chat", json={"model": "pirate-nano", "messages": [{"role": "user", "content": "Hello"}], "stream": False}, timeout=60
+    ).json()
     assert answer["done_reason"] == "stop" and answer["message"]["content"] and "<|" not in answer["message"]["content"]
 
 
-@pytest.mark.parametrize("old, new", [
-    ("{{ .Content }}<|eot_id|>", "{{ .Content }} <|eot_id|>"),
-    ("<|end_header_id|>\n\n{{ .Content }}", "<|end_header_id|>\n{{ .Content }}"),
-    ('SYSTEM "You', 'SYSTEM " You')])
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("{{ .Content }}<|eot_id|>", "{{ .Content }} <|eot_id|>"),
+        ("<|end_header_id|>\n\n{{ .Content }}", "<|end_header_id|>\n{{ .Content }}"),
+        ('SYSTEM "You', 'SYSTEM " You'),
+    ],
+)
 def test_a_prompt_that_differs_by_a_blank_is_caught(ollama, chained, old, new):
     path = Path("outputs/pirate-nano/gguf/Modelfile")
     if old.startswith("SYSTEM"):  # a system message of another wording is still rendered as training would
@@ -40,6 +47,7 @@ def test_a_prompt_that_differs_by_a_blank_is_caught(ollama, chained, old, new):
 
 def test_somebody_elses_model_is_not_overwritten(ollama, chained, tmp_path):
     import os
+
     (tmp_path / "M").write_text(f"FROM {Path('outputs/pirate-nano/gguf/pirate-nano-Q8_0.gguf').resolve()}\nLICENSE mine\n")
     subprocess.run([os.environ["OLLAMA"], "create", "pirate-nano", "-f", tmp_path / "M"], check=True, capture_output=True)
     before = room_ollama.standing(ollama)
@@ -66,6 +74,7 @@ def test_too_old():
 
         def log_message(self, *_):
             pass
+
     old = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Old)
     threading.Thread(target=old.serve_forever, daemon=True).start()
     with pytest.raises(ValueError, match="Ollama 0.5.7 at .* is too old: 0.24 is the oldest tried"):

@@ -13,7 +13,9 @@ from scripts import process
 
 def test_a_failing_command_names_its_cause_and_its_log(tmp_path):
     with pytest.raises(ChildProcessError, match=r"thing failed \(exit 3\): ValueError: the cause; the whole log is in .*log"):
-        process.run([sys.executable, "-c", "print('ValueError: the cause'); print('noise after'); raise SystemExit(3)"], tmp_path / "log", "thing")
+        process.run(
+            [sys.executable, "-c", "print('ValueError: the cause'); print('noise after'); raise SystemExit(3)"], tmp_path / "log", "thing"
+        )
 
 
 def main_of(body, **env):
@@ -37,9 +39,11 @@ def test_no_space_left_is_said_plainly():
 def test_what_a_stopped_run_started_ends_too(tmp_path, sign):
     """Also under kill -9: an orphan that goes on writing would spoil the next run."""
     (tmp_path / "child.py").write_text("import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
-    code = ("import sys; from scripts import process\n"
-            "def main(argv): process.run([sys.executable, argv[0] + '/child.py', argv[0] + '/pid'], argv[0] + '/log', 'x')\n"
-            "process.command(main)")
+    code = (
+        "import sys; from scripts import process\n"
+        "def main(argv): process.run([sys.executable, argv[0] + '/child.py', argv[0] + '/pid'], argv[0] + '/log', 'x')\n"
+        "process.command(main)"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     until = time.time() + 10
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -56,7 +60,10 @@ def test_what_a_stopped_run_started_ends_too(tmp_path, sign):
 
 def test_a_server_that_does_not_start_says_why(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"not a model")
-    with pytest.raises(ChildProcessError, match="llama-server did not start: .*; the whole log is in"), process.llama(tmp_path / "bad.gguf", tmp_path / "log"):
+    with (
+        pytest.raises(ChildProcessError, match="llama-server did not start: .*; the whole log is in"),
+        process.llama(tmp_path / "bad.gguf", tmp_path / "log"),
+    ):
         pass
 
 
@@ -73,7 +80,15 @@ def test_a_missing_tool_says_how_to_get_it(monkeypatch):
         process.llama_cpp("llama-quantize")
 
 
-@pytest.mark.parametrize("host, url", [(None, "http://127.0.0.1:11434"), ("10.1.2.3", "http://10.1.2.3:11434"), ("10.1.2.3:99", "http://10.1.2.3:99"), ("http://h:1", "http://h:1")])
+@pytest.mark.parametrize(
+    "host, url",
+    [
+        (None, "http://127.0.0.1:11434"),
+        ("10.1.2.3", "http://10.1.2.3:11434"),
+        ("10.1.2.3:99", "http://10.1.2.3:99"),
+        ("http://h:1", "http://h:1"),
+    ],
+)
 def test_ollama_host_is_read_as_ollama_reads_it(monkeypatch, host, url):
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     if host:

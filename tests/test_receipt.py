@@ -10,8 +10,15 @@ def test_a_receipt_says_what_went_in_and_came_out(tmp_path):
     receipt.write(tmp_path / "train.json", [tmp_path / "in"], [tmp_path / "out"], {"steps": 3}, files.sha256)
     read = receipt.read(tmp_path / "train.json")
     assert (read["stage"], read["recipe"], read["figures"]) == ("train", tmp_path.name, {"steps": 3})
-    assert read["inputs"] == {str(tmp_path / "in"): files.sha256(tmp_path / "in")} and read["outputs"] == {str(tmp_path / "out"): files.sha256(tmp_path / "out")}
-    assert read["seconds"] > 0 and read["peak_memory_gib"] > 0 and read["machine"]["cores"] > 0 and read["versions"]["python"].startswith("3.12")
+    assert read["inputs"] == {str(tmp_path / "in"): files.sha256(tmp_path / "in")} and read["outputs"] == {
+        str(tmp_path / "out"): files.sha256(tmp_path / "out")
+    }
+    assert (
+        read["seconds"] > 0
+        and read["peak_memory_gib"] > 0
+        and read["machine"]["cores"] > 0
+        and read["versions"]["python"].startswith("3.12")
+    )
 
 
 def test_half_a_receipt_is_none(tmp_path):

@@ -10,7 +10,14 @@ def test_the_pirates_have_the_same_keys_in_the_same_order():
 
 def test_the_recipe_is_what_the_run_it_is_modelled_on_was():
     r = recipe.read("recipes/pirate.yml")
-    assert (r["adapter"], r["lora_r"], r["lora_alpha"], r["lora_dropout"], r["num_epochs"], float(r["learning_rate"])) == ("qlora", 64, 32, 0.05, 2, 2e-4)
+    assert (r["adapter"], r["lora_r"], r["lora_alpha"], r["lora_dropout"], r["num_epochs"], float(r["learning_rate"])) == (
+        "qlora",
+        64,
+        32,
+        0.05,
+        2,
+        2e-4,
+    )
     assert r["special_tokens"]["pad_token"] not in r["eot_tokens"]
 
 
@@ -18,6 +25,7 @@ def test_every_key_is_one_that_axolotl_knows():
     """Axolotl drops unknown keys without a word."""
     from axolotl.integrations.liger.args import LigerArgs
     from axolotl.utils.schemas.config import AxolotlInputConfig
+
     legal = set(AxolotlInputConfig.model_fields) | set(LigerArgs.model_fields)
     for name in recipe.names():
         assert {k for k in recipe.read(f"recipes/{name}.yml") if not k.startswith("x_")} <= legal
@@ -30,15 +38,24 @@ def test_a_variant_changes_its_keys_and_its_folder():
     assert recipe.ollama_name("pirate+lora_r=16+seed=1") == "pirate:lora_r-16-seed-1"
 
 
-@pytest.mark.parametrize("name, words", [
-    ("pirat", r"did you mean pirate\?\); there are: pirate, pirate-nano"), ("nothing-like-it", "there are: pirate, pirate-nano"),
-    ("pirate+lora_rr=3", r"no key 'lora_rr' \(did you mean lora_r\?\)"), ("pirate+lora_r", "not key=value"), ("pirate+base_model=../x", "not key=value")])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("pirat", r"did you mean pirate\?\); there are: pirate, pirate-nano"),
+        ("nothing-like-it", "there are: pirate, pirate-nano"),
+        ("pirate+lora_rr=3", r"no key 'lora_rr' \(did you mean lora_r\?\)"),
+        ("pirate+lora_r", "not key=value"),
+        ("pirate+base_model=../x", "not key=value"),
+    ],
+)
 def test_what_does_not_exist_is_named_with_what_does(name, words):
     with pytest.raises(ValueError, match=words):
         recipe.load(name)
 
 
-@pytest.mark.parametrize("text, line", [("a: 1\nb: [1,\nc: 2\n", ":4: .*in what line 2 begins"), ("a: 1\n\tb: 2\n", ":2:"), ("- a\n", ":1:"), ("", ":1:")])
+@pytest.mark.parametrize(
+    "text, line", [("a: 1\nb: [1,\nc: 2\n", ":4: .*in what line 2 begins"), ("a: 1\n\tb: 2\n", ":2:"), ("- a\n", ":1:"), ("", ":1:")]
+)
 def test_broken_yaml_names_the_line(tmp_path, text, line):
     (tmp_path / "x.yml").write_text(text)
     with pytest.raises(ValueError, match=f"x.yml{line}"):
@@ -59,8 +76,15 @@ def test_a_familys_modelfile_serves_its_twins():
 
 
 def test_a_modelfile_is_read_as_ollama_writes_it(tmp_path):
-    (tmp_path / "M").write_text('# x\nFROM ./a.gguf\nTEMPLATE """a\n\n{{ .Content }}\n"""\nSYSTEM "be kind"\nPARAMETER stop <|a|>\nPARAMETER stop "<|b c|>"\nparameter num_ctx 10')
-    assert recipe.read_modelfile(tmp_path / "M") == {"from": "./a.gguf", "template": "a\n\n{{ .Content }}\n", "system": "be kind", "parameters": {"stop": ["<|a|>", "<|b c|>"], "num_ctx": ["10"]}}
+    (tmp_path / "M").write_text(
+        '# x\nFROM ./a.gguf\nTEMPLATE """a\n\n{{ .Content }}\n"""\nSYSTEM "be kind"\nPARAMETER stop <|a|>\nPARAMETER stop "<|b c|>"\nparameter num_ctx 10'
+    )
+    assert recipe.read_modelfile(tmp_path / "M") == {
+        "from": "./a.gguf",
+        "template": "a\n\n{{ .Content }}\n",
+        "system": "be kind",
+        "parameters": {"stop": ["<|a|>", "<|b c|>"], "num_ctx": ["10"]},
+    }
     (tmp_path / "M").write_text("FROM x\nFRM y\n")
     with pytest.raises(ValueError, match="M:2: unknown instruction FRM"):
         recipe.read_modelfile(tmp_path / "M")

@@ -1,4 +1,5 @@
 """The shape of the house: rooms import foundations only, heavy imports wait, nothing shadows a Hugging Face package."""
+
 import ast
 import re
 import subprocess
@@ -7,7 +8,20 @@ from pathlib import Path
 
 FOUNDATION = {"files", "recipe", "data", "receipt", "process"}
 ROOMS = {p.stem: ast.parse(p.read_text()) for p in Path("scripts").glob("*.py") if p.stem != "__init__"}
-HEAVY = {"torch", "axolotl", "transformers", "peft", "bitsandbytes", "datasets", "sklearn", "safetensors", "gguf", "sentencepiece", "tokenizers", "numpy"}
+HEAVY = {
+    "torch",
+    "axolotl",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "sklearn",
+    "safetensors",
+    "gguf",
+    "sentencepiece",
+    "tokenizers",
+    "numpy",
+}
 
 
 def ours(tree):
@@ -21,7 +35,12 @@ def test_rooms_import_foundations_and_foundations_nothing():
 
 def test_heavy_imports_wait_for_the_function_that_needs_them():
     for name, tree in ROOMS.items():
-        top = {(a.name if isinstance(node, ast.Import) else node.module).split(".")[0] for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) for a in node.names}
+        top = {
+            (a.name if isinstance(node, ast.Import) else node.module).split(".")[0]
+            for node in tree.body
+            if isinstance(node, (ast.Import, ast.ImportFrom))
+            for a in node.names
+        }
         assert name == "cpu" or not top & HEAVY, name  # the plug-in is only ever imported by Axolotl
 
 

@@ -12,4 +12,8 @@ def test_a_command_gets_a_private_server_and_its_exit_code(tmp_path):
 
 
 def test_no_ollama_says_how_to_get_one(tmp_path):
-    one_line(room("serve", str(tmp_path), "true", OLLAMA="/nowhere/ollama", PATH=os.path.dirname(sys.executable)), "no `ollama` on PATH; install it", "make ollama-server")
+    one_line(
+        room("serve", str(tmp_path), "true", OLLAMA="/nowhere/ollama", PATH=os.path.dirname(sys.executable)),
+        "no `ollama` on PATH; install it",
+        "make ollama-server",
+    )

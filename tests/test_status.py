@@ -25,6 +25,7 @@ def test_stands_then_stale_from_where_the_change_bites(chained):
 
 def test_a_missing_file_is_missing_and_what_follows_is_stale(chained):
     import shutil
+
     shutil.rmtree("outputs/pirate-nano/merged")
     found = table()["pirate-nano"]
     assert (found["train"], found["merge"], found["gguf"]) == ("stands", "missing", "stale") or found["merge"] == "-"

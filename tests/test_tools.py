@@ -32,7 +32,11 @@ def test_a_source_of_another_hash_is_refused(copy, tmp_path):
     assert hashlib.sha256(archive.read_bytes()).hexdigest() not in pin.read_text()
     target = tmp_path / "made"
     pip = CACHE / "uv-0.13.8/bin/python"
-    one_line(room("tools", "llama.cpp", str(target), PIP=str(pip), XDG_CACHE_HOME=str(tmp_path / "c")), "llama.cpp source failed", "llama.cpp-download.log")
+    one_line(
+        room("tools", "llama.cpp", str(target), PIP=str(pip), XDG_CACHE_HOME=str(tmp_path / "c")),
+        "llama.cpp source failed",
+        "llama.cpp-download.log",
+    )
     assert "HASH" in (tmp_path / "c/galley/logs/llama.cpp-download.log").read_text().upper() and not target.exists()
 
 

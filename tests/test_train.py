@@ -38,7 +38,9 @@ def test_kill_9_and_make_again_ends_in_the_same_adapter(short):
     for p in ("outputs/pirate-nano/training", "outputs/pirate-nano/adapter"):
         shutil.rmtree(p)
     Path("outputs/pirate-nano/train.json").unlink()
-    child = subprocess.Popen(["make", "train", "RECIPE=pirate-nano"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        ["make", "train", "RECIPE=pirate-nano"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     until = time.time() + 120
     while not list(Path("outputs/pirate-nano/training").glob("checkpoint-*/trainer_state.json")):
         assert time.time() < until and child.poll() is None
@@ -69,7 +71,9 @@ def test_two_deepspeed_ranks_end_where_one_does(chained):
 def test_axolotl_takes_the_recipe_verbatim(short):
     """Without make, without torchrun, without our wrapper."""
     shutil.rmtree("outputs/pirate-nano/prepared")  # Axolotl would take it for the shortened data's: it hashes names, not bytes
-    done = run(".venv/bin/axolotl", "train", "recipes/pirate-nano.yml", AXOLOTL_DO_NOT_TRACK="1", PATH=f"{ROOT / '.venv/bin'}:{os.environ['PATH']}")
+    done = run(
+        ".venv/bin/axolotl", "train", "recipes/pirate-nano.yml", AXOLOTL_DO_NOT_TRACK="1", PATH=f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert train.finished(Path("outputs/pirate-nano/training"))["global_step"] == 12
 
@@ -77,12 +81,22 @@ def test_axolotl_takes_the_recipe_verbatim(short):
 def test_two_nodes_train_together(short):
     """Two launchers on loopback, one rank each, as two machines would."""
     from scripts import process
+
     assert run("make", "preprocess", "RECIPE=pirate-nano").returncode == 0
     port = str(process.free_port())
     second = short / "node1"  # the second machine has a clone of its own
     shutil.copytree(short, second, symlinks=True, ignore=shutil.ignore_patterns("node1"))
-    nodes = [subprocess.Popen([str(ROOT / ".venv/bin/python"), "-m", "scripts.train", "pirate-nano"], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              env={**os.environ, "NNODES": "2", "NODE_RANK": str(n), "MASTER": "127.0.0.1", "MASTER_PORT": port, "GPUS": "1"}) for n, place in enumerate((short, second))]
+    nodes = [
+        subprocess.Popen(
+            [str(ROOT / ".venv/bin/python"), "-m", "scripts.train", "pirate-nano"],
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "NNODES": "2", "NODE_RANK": str(n), "MASTER": "127.0.0.1", "MASTER_PORT": port, "GPUS": "1"},
+        )
+        for n, place in enumerate((short, second))
+    ]
     said = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     figures = receipt.read("outputs/pirate-nano/train.json")["figures"]
@@ -100,6 +114,7 @@ def test_a_run_that_stopped_short_is_not_done(tmp_path):
 
 def test_an_adapter_that_learned_nothing_is_refused(chain, tmp_path):
     from safetensors.torch import load_file, save_file
+
     tensors = load_file(chain / "adapter/adapter_model.safetensors")
     name = next(k for k in tensors if "lora_B" in k)
     for value, count in ((0.0, 1), (float("nan"), 1)):

@@ -41,6 +41,8 @@ def test_a_reply_without_a_voice(copy):
 def test_a_near_duplicate_and_a_leak(copy):
     third, held = data.read("datasets/pirate/train.jsonl")[2], data.read("datasets/pirate/eval.jsonl")[4]
     found = findings(copy, "datasets/pirate/train.jsonl", 30, lambda r: r.update(messages=third["messages"]))
-    assert any("train.jsonl:30: prompt is nearly that of line 3" in f for f in found) and any("train.jsonl:30: reply is nearly that of line 3" in f for f in found)
+    assert any("train.jsonl:30: prompt is nearly that of line 3" in f for f in found) and any(
+        "train.jsonl:30: reply is nearly that of line 3" in f for f in found
+    )
     found = findings(copy, "datasets/pirate/train.jsonl", 31, lambda r: r.update(messages=held["messages"]))
     assert any("eval.jsonl:5: its prompt is nearly that of" in f and "train.jsonl:31" in f for f in found)
