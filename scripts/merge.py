@@ -58,6 +58,16 @@ def get(where, name):
         return f.get_tensor(name), f.get_slice(name).get_dtype()
 
 
+def shape(where, name):
+    """A tensor's shape from the shard's header alone, or None."""
+    from safetensors import safe_open
+
+    if name not in where:
+        return None
+    with safe_open(where[name], framework="pt") as f:
+        return tuple(f.get_slice(name).get_shape())
+
+
 def refuse_unfit(cfg, base, adapter):
     """Steps missing, or an adapter of another base: say so before any work, with the numbers."""
     trained = json.loads((adapter / "trainer_state.json").read_text())
@@ -71,13 +81,12 @@ def refuse_unfit(cfg, base, adapter):
     weights, lora = index(base), index(adapter)
     pairs = {k.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): k for k in lora if k.endswith(".lora_A.weight")}
     for module, key in pairs.items():
-        name = f"{module}.weight"
-        b, a = get(lora, key.replace("lora_A", "lora_B"))[0], get(lora, key)[0]
-        if name not in weights or tuple(get(weights, name)[0].shape) != (b.shape[0], a.shape[1]):
-            had = tuple(get(weights, name)[0].shape) if name in weights else "nothing"
-            raise ValueError(
-                f"{adapter}: made for another base: {module} has B·A of shape {(b.shape[0], a.shape[1])}, {base} has {had} there"
-            )
+        product = (shape(lora, key.replace("lora_A", "lora_B"))[0], shape(lora, key)[1])
+        if (had := shape(weights, f"{module}.weight")) != product:
+            raise ValueError(f"{adapter}: made for another base: {module} has B·A of shape {product}, {base} has {had or 'nothing'} there")
+    zero = [m for m, key in pairs.items() if not get(lora, key.replace("lora_A", "lora_B"))[0].any()]
+    if len(zero) == len(pairs):
+        raise ValueError(f"{adapter}: {len(zero)} of {len(pairs)} LoRA products are zero; nothing was trained, and there is nothing to merge")
     return weights, lora, pairs
 
 
@@ -87,11 +96,13 @@ def scale(adapter):
 
 
 def round_trip(weight):
-    """What QLoRA training saw of a weight: NF4 in blocks of 64, its scales quantized too (bitsandbytes)."""
+    """What QLoRA training saw of a weight: NF4 in blocks of 64, its scales quantized too (bitsandbytes), on the device that the merge uses."""
+    import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    packed, state = quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
-    return dequantize_4bit(packed, state).to(weight.dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(weight.contiguous().to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
+    return dequantize_4bit(packed, state).to("cpu", weight.dtype)
 
 
 def prove(cfg, merged, base_weights, lora, pairs, factor):

@@ -60,16 +60,26 @@ def torchrun(cfg, folder, gpus):
     ]
 
 
-def clear_stale(training, key):
-    """Checkpoints count only for the very run that made them, and only whole ones: the trainer writes trainer_state.json last."""
-    mark = training / "run.sha256"
-    if not mark.exists() or mark.read_text() != key:
+def clear_stale(training, key, ranks):
+    """Keep the checkpoints that this run may go on from: of the same recipe and data (`key`), and whole; the trainer writes trainer_state.json last.
+
+    Raises ValueError if they were made on another number of ranks: the optimizer's state is sharded by it, and hours of work are not to be thrown away.
+    """
+    mark = training / "run.json"
+    made = receipt.read(mark) or {}
+    if not made and list(training.glob("checkpoint-*")):
+        raise ValueError(f"{training}: holds checkpoints of a run that `make` did not start; move them away, or `rm -r {training}`")
+    if made.get("key") != key:
         shutil.rmtree(training, ignore_errors=True)
-    training.mkdir(parents=True, exist_ok=True)
-    mark.write_text(key)
     for checkpoint in training.glob("checkpoint-*"):
         if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors"):
             shutil.rmtree(checkpoint)
+    if made.get("ranks", ranks) != ranks and list(training.glob("checkpoint-*")):
+        raise ValueError(
+            f"{training}: its checkpoints were made on {made['ranks']} ranks, this run has {ranks}; go on with the same GPUS and NNODES, or `rm -r {training}` to start over"
+        )
+    training.mkdir(parents=True, exist_ok=True)
+    mark.write_text(json.dumps({"key": key, "ranks": ranks}))
 
 
 def state(checkpoint):
@@ -133,13 +143,11 @@ def main(argv):
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, own = recipe.read(folder / "recipe.yml"), recipe.load(name)
     gpus = int(os.environ.get("GPUS") or recipe.hardware(own)[1])
-    key = hashlib.sha256(
-        "".join([*(files.sha256(folder / f) for f in ("recipe.yml", "data.sha256")), str(gpus), os.environ.get("NNODES", "1")]).encode()
-    ).hexdigest()
+    key = hashlib.sha256("".join(files.sha256(folder / f) for f in ("recipe.yml", "data.sha256")).encode()).hexdigest()
     training = folder / "training"
-    clear_stale(training, key)
-    resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
     command = torchrun(own, folder, gpus)
+    clear_stale(training, key, gpus * int(os.environ.get("NNODES") or 1))
+    resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
     process.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
     if int(os.environ.get("NODE_RANK") or 0):
         print(f"train       node {os.environ['NODE_RANK']} done; the adapter is on node 0")

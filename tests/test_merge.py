@@ -68,6 +68,17 @@ def test_an_adapter_of_another_base_is_refused(chained):
     one_line(room("merge", "pirate-nano"), "made for another base", "has B·A of shape")
 
 
+def test_an_adapter_that_is_all_zero_or_matches_nothing_is_refused(chained):
+    from safetensors.torch import load_file, save_file
+
+    path = Path("outputs/pirate-nano/adapter/adapter_model.safetensors")
+    tensors = load_file(path)
+    save_file({k: v * 0 if "lora_B" in k else v for k, v in tensors.items()}, path)
+    one_line(room("merge", "pirate-nano"), "21 of 21 LoRA products are zero")
+    save_file({"other": tensors[next(iter(tensors))]}, path)
+    one_line(room("merge", "pirate-nano"), "0 of 0 LoRA products")
+
+
 def test_a_cut_shard_is_named(chained):
     path = Path("outputs/nano/pirate/model.safetensors")
     path.write_bytes(path.read_bytes()[:-100])

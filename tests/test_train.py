@@ -60,6 +60,7 @@ def test_two_deepspeed_ranks_end_where_one_does(chained):
     """The same global batch on two CPU ranks under ZeRO-1: the eval loss within 2 %."""
     one = receipt.read("outputs/pirate-nano/train.json")["figures"]["eval_losses"][-1]
     Path("outputs/pirate-nano/train.json").unlink()
+    shutil.rmtree("outputs/pirate-nano/training")
     made = run("make", "train", "RECIPE=pirate-nano", "GPUS=2")
     assert made.returncode == 0, made.stdout + made.stderr
     figures = receipt.read("outputs/pirate-nano/train.json")["figures"]
@@ -125,7 +126,7 @@ def test_an_adapter_that_learned_nothing_is_refused(chain, tmp_path):
 
 def test_only_whole_checkpoints_of_this_very_run_count(chain, tmp_path):
     training = tmp_path / "training"
-    train.clear_stale(training, "key")
+    train.clear_stale(training, "key", 4)
     good = training / "checkpoint-1"
     good.mkdir()
     shutil.copy(chain / "adapter/adapter_model.safetensors", good)
@@ -134,9 +135,16 @@ def test_only_whole_checkpoints_of_this_very_run_count(chain, tmp_path):
         shutil.copytree(good, training / f"checkpoint-{n}")
         path = training / f"checkpoint-{n}" / broken
         path.write_bytes(path.read_bytes()[:-1] if n == 3 else b"{")
-    train.clear_stale(training, "key")
+    train.clear_stale(training, "key", 4)
     assert [p.name for p in training.glob("checkpoint-*")] == ["checkpoint-1"]
-    train.clear_stale(training, "another key")
+    with pytest.raises(ValueError, match="made on 4 ranks, this run has 2; go on with the same GPUS"):
+        train.clear_stale(training, "key", 2)
+    assert [p.name for p in training.glob("checkpoint-*")] == ["checkpoint-1"]
+    (training / "run.json").rename(training / "run.away")
+    with pytest.raises(ValueError, match="a run that `make` did not start"):
+        train.clear_stale(training, "key", 4)
+    (training / "run.away").rename(training / "run.json")
+    train.clear_stale(training, "another key", 4)
     assert not list(training.glob("checkpoint-*"))
 
 
