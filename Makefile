@@ -29,18 +29,20 @@ DEBUG ?=
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
 OLLAMA_VERSION ?= 0.34.2
-export BASE GPUS QUANT NNODES NODE_RANK MASTER FORCE DEBUG XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
 OUT := outputs/$(NAME)
 CACHE := $(XDG_CACHE_HOME)/galley
-UV_HOME := $(CACHE)/uv-0.13.8
+# A tool's folder is named by its version and the hash of its pin, so a fresh clone takes what another clone built.
+pin = $(shell sha256sum requirements/$1.txt | cut -c1-8)
+UV_HOME := $(CACHE)/uv-0.13.8-$(call pin,uv)
 UV := $(UV_HOME)/bin/uv
 PY := .venv/bin/python
 LIGHT := .venv/light
 TRAIN := .venv/train
-LLAMA_CPP := $(CACHE)/llama.cpp-$(LLAMA_CPP_VERSION)
+LLAMA_CPP := $(CACHE)/llama.cpp-$(LLAMA_CPP_VERSION)-$(call pin,llama.cpp)
 LLAMA_CPP_DIR ?= $(LLAMA_CPP)
 LLAMA_BUILT := $(if $(filter $(LLAMA_CPP),$(LLAMA_CPP_DIR)),$(LLAMA_CPP)/build/bin/llama-server)
 OLLAMA_BUILT := $(CACHE)/ollama-$(OLLAMA_VERSION)/bin/ollama
@@ -66,13 +68,14 @@ modelfile: $$(OUT)/modelfile.json ## write the Modelfile beside the GGUF (QUANT=
 ollama: $$(OUT)/modelfile.json ## create the model in Ollama, and prove its prompts (FORCE=1 overwrites a model that is not ours)
 	@$(PY) -m scripts.ollama $(NAME)
 chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server (ASK="…" asks and ends)
-	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$(ASK)")
-eval: $$(OUT)/modelfile.json ## how many held-out replies have the voice, before and after
+	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$$ASK")
+eval: $$(OUT)/modelfile.json ## how many held-out replies have the voice: base, merged, and through a private Ollama where there is one
 	@$(PY) -m scripts.score $(NAME) base merged
+	@if [ -n "$(OLLAMA)" ]; then $(PY) -m scripts.serve outputs/ollama bash -c '$(MAKE) ollama && $(PY) -m scripts.score $(NAME) ollama'; fi
 demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
 	@$(MAKE) outputs/pirate-nano/modelfile.json
 	@if [ -n "$(OLLAMA)" ]; then \
-	  $(PY) -m scripts.serve outputs/ollama $(MAKE) ollama .demo-chat RECIPE=pirate-nano SET=; \
+	  $(PY) -m scripts.serve outputs/ollama bash -c '$(MAKE) ollama RECIPE=pirate-nano SET= && $(MAKE) .demo-chat'; \
 	  echo "The model is in outputs/ollama. To go on: make chat RECIPE=pirate-nano, or OLLAMA_MODELS=$(CURDIR)/outputs/ollama $(OLLAMA) serve, and then: ollama run pirate-nano"; \
 	else \
 	  $(MAKE) .demo-chat; \
@@ -104,6 +107,7 @@ validate: | $(LIGHT) ## check the datasets: rows, twins, near-duplicates, leaks
 	@$(PY) -m scripts.validate
 clean: ## delete the outputs of one recipe: make clean RECIPE=…
 	@$(if $(filter command line environment,$(origin RECIPE)),,echo "clean: say which: make clean RECIPE=$(RECIPE)" >&2; exit 2)
+	@[ -n "$(RECIPE)" ] && [ -f "$(OUT)/recipe.yml" ] || { echo "clean: $(OUT) holds no recipe's outputs; \`make status\` lists them" >&2; exit 2; }
 	@rm -rf -- "$(OUT)"
 test: | $(TRAIN) $(LLAMA_BUILT) ## set everything up and prove that all of it works
 	@if command -v go >/dev/null; then for v in 0.34.2 0.24.0; do $(MAKE) ollama-server OLLAMA_VERSION=$$v; done; fi
@@ -126,11 +130,10 @@ lock: pyproject.toml | $(UV) ## pin requirements/*.txt anew from pyproject.toml,
 	@$(UV) pip compile -q pyproject.toml --extra train --python-version 3.12 --generate-hashes --no-header -o requirements/train.txt
 	@$(UV) pip compile -q pyproject.toml --constraint requirements/train.txt --python-version 3.12 --generate-hashes --no-header -o requirements/light.txt
 
-$(UV): requirements/uv.txt
+$(UV):
 	@echo "set-up      uv"
 	@rm -rf $(UV_HOME); mkdir -p $(CACHE); python3 -m venv $(UV_HOME)
-	@$(UV_HOME)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
-	@touch $@
+	@$(UV_HOME)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 $(LIGHT): requirements/light.txt | $(UV)
 	@echo "set-up      light packages"
 	@if command -v pyenv >/dev/null; then export PYENV_VERSION="$$(pyenv latest 3.12)"; fi; $(UV) venv -q --allow-existing --python 3.12 .venv
@@ -141,7 +144,7 @@ $(TRAIN): requirements/train.txt | $(LIGHT)
 	@echo "set-up      training packages (7 GB)"
 	@$(UV) pip install -q --python .venv --require-hashes -r $<
 	@touch $@
-$(LLAMA_CPP)/build/bin/llama-server: requirements/llama.cpp.txt | $(TRAIN)
+$(LLAMA_CPP)/build/bin/llama-server: | $(TRAIN)
 	@PIP=$(UV_HOME)/bin/python $(PY) -m scripts.tools llama.cpp $(LLAMA_CPP)
 $(CACHE)/ollama-%/bin/ollama: | $(TRAIN) $$(LLAMA_BUILT)
 	@$(PY) -m scripts.tools ollama $(CACHE)/ollama-$* $*

@@ -19,6 +19,7 @@ from scripts import data, files, process, receipt
 
 SEED, EPOCHS, BATCH, LENGTH, PEAK_LR = 20, 8, 4, 256, 2e-3
 VOCAB, HIDDEN, MLP, LAYERS, HEADS, KV_HEADS, CONTEXT = 4096, 256, 768, 3, 4, 2, 2048
+TEMPLATE = Path("modelfiles/llama3.jinja")
 BOS, EOS, PAD, UNK = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<unk>"
 CHAT = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"]
 
@@ -28,6 +29,7 @@ def key(source):
     parts = [
         files.sha256(source),
         files.sha256(__file__),
+        files.sha256(TEMPLATE),
         json.dumps({k: v for k, v in receipt.versions().items() if k in ("torch", "transformers", "sentencepiece")}, sort_keys=True),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -184,12 +186,12 @@ def main(argv):
     if not kept.exists():
         with files.fresh(kept) as tmp:
             tok = save_tokenizer(
-                sentencepiece_model([m["content"] for r in rows for m in r["messages"]]), Path("modelfiles/llama3.jinja").read_text(), tmp
+                sentencepiece_model([m["content"] for r in rows for m in r["messages"]]), TEMPLATE.read_text(), tmp
             )
             (tmp / "figures.json").write_text(json.dumps(train(tok, rows, tmp)))
     with files.fresh(target) as tmp:
-        shutil.copytree(kept, tmp, dirs_exist_ok=True)
-    figures = json.loads((target / "figures.json").read_text())
+        shutil.copytree(kept, tmp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("figures.json"))  # seconds are not part of the model
+    figures = json.loads((kept / "figures.json").read_text())
     receipt.write(target.with_suffix(".json"), [source], [target], figures, files.sha256)
     print(f"base        {target}: {figures['parameters'] / 1e6:.1f} M parameters, loss {figures['final_loss']:.3f}")
 

@@ -44,11 +44,12 @@ def fresh(target):
     What a killed run left behind is removed at the next try. The old target stays until the new one is whole.
     """
     target = Path(target)
-    tmp, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    tmp, old = target.with_name(f".{target.name}.new.{os.getpid()}"), target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():  # killed between the two renames below
         os.replace(old, target)
-    for stale in (tmp, old):
-        shutil.rmtree(stale, ignore_errors=True)
+    for stale in target.parent.glob(f".{target.name}.new.*"):
+        if not Path("/proc", stale.suffix[1:]).exists():  # its maker is dead; another clone may be at work on the same tool
+            shutil.rmtree(stale, ignore_errors=True)
     tmp.mkdir(parents=True)
     try:
         yield tmp

@@ -46,7 +46,7 @@ def refuse_server(url):
         version = httpx.get(f"{url}/api/version", timeout=5).json()["version"]
     except (httpx.HTTPError, ValueError, KeyError):
         how = (
-            "start it with `ollama serve`"
+            f"start it with `{process.ollama_binary()} serve`"
             if process.ollama_binary()
             else "install it (ollama.com), or `make ollama-server` where there is Go"
         )

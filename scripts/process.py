@@ -63,6 +63,11 @@ def command(main):
             text = f"{error.filename}: {error.strerror}{room}" if error.filename else f"{error.strerror}{room}"
         print(" ".join(text.split()), file=sys.stderr)
         sys.exit(1)
+    except Exception as error:  # a library's own: no advice of ours, but one line too
+        if os.environ.get("DEBUG") == "1":
+            raise
+        print(" ".join(f"{type(error).__name__}: {error}".split())[:500] + "; DEBUG=1 shows where", file=sys.stderr)
+        sys.exit(1)
 
 
 def run(cmd, log, title, env=None, follow=None):
@@ -113,11 +118,11 @@ def _lines(stream):
 
 
 def _end(proc):
-    """End the whole group that we started (torchrun's ranks too): politely, then for certain."""
+    """End the group that we started: politely, then for certain."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(proc.pid, sig)
-            proc.wait(timeout=15)
+            proc.wait(timeout=45)  # torchrun gives its ranks, which have sessions of their own, 30 s
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

@@ -76,7 +76,7 @@ def datasets(cfg):
     """(training, evaluation) paths of the local dataset files; those on the hub are left to Axolotl."""
 
     def local(key):
-        return [Path(d["path"]) for d in cfg.get(key) or [] if isinstance(d, dict) and Path(str(d.get("path"))).suffix]
+        return [Path(d["path"]) for d in cfg.get(key) or [] if isinstance(d, dict) and re.search(r"\.(jsonl?|csv|parquet|txt)$", str(d.get("path")))]
 
     return local("datasets"), local("test_datasets")
 
@@ -88,8 +88,8 @@ def is_local(cfg):
 
 
 def environment(cfg):
-    """For Axolotl's processes: with a local base nothing is asked of the hub (each question would wait for an answer)."""
-    return {"HF_HUB_OFFLINE": "1"} if is_local(cfg) else {}
+    """For Axolotl's processes: with a nano base nothing is asked of the hub (each question would wait for an answer)."""
+    return {"HF_HUB_OFFLINE": "1"} if str(cfg["base_model"]).startswith("outputs/") else {}
 
 
 def hardware(cfg):

@@ -19,13 +19,15 @@ from scripts import files, process, receipt, recipe
 
 
 def chosen_base(folder, cfg):
-    """BASE=… if given, else the one given earlier for this output folder, else the recipe's own.
+    """BASE=… if given, else the one given earlier for this output folder, else the recipe's own (BASE=recipe goes back to that).
 
     It is kept beside the outputs because a later `make merge` without BASE must not undo `make train BASE=…`.
     """
-    kept = folder / "base"
-    if os.environ.get("BASE"):
-        files.write_if_changed(kept, os.environ["BASE"] + "\n")
+    kept, base = folder / "base", os.environ.get("BASE")
+    if base == "recipe":
+        kept.unlink(missing_ok=True)
+    elif base:
+        files.write_if_changed(kept, base + "\n")
     return kept.read_text().strip() if kept.exists() else cfg["base_model"]
 
 

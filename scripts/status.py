@@ -27,12 +27,21 @@ def changed(name):
         return True
 
 
+def other_quants(name):
+    """Whether the recipe now asks for other quant types than were made."""
+    try:
+        return (recipe.load(name).get("export") or {}) != recipe.read(Path("outputs", name, "export.yml"))
+    except (OSError, ValueError):
+        return True
+
+
 def stages(name):
     """{stage: stands | stale | missing}. A stage is stale when what it was made from is not what the stage before it has since made."""
     folder, found, stale = Path("outputs", name), {}, changed(name)
-    before = {}
+    before = dict((receipt.read(f"outputs/nano/{recipe.family(name)}.json") or {}).get("outputs") or {})
     for stage in STAGES:
         made = receipt.read(folder / f"{stage}.json")
+        stale = stale or (stage == "gguf" and other_quants(name))
         if not made or not all(Path(p).exists() for p in made["outputs"]):
             found[stage] = "missing"
             stale = stale or made is not None

@@ -30,6 +30,8 @@ ADAPTER_FILES = [
 def torchrun(cfg, folder, gpus):
     """The command, the same for every size of machine: `axolotl train --launcher torchrun` does no more, 15 s of imports later."""
     nodes = int(os.environ.get("NNODES") or 1)
+    if nodes > 1 and not os.environ.get("MASTER"):
+        raise ValueError(f"NNODES={nodes} without MASTER; give every node the address of node 0: MASTER=10.0.0.1")
     where = (
         ["--standalone"]
         if nodes == 1
@@ -39,7 +41,7 @@ def torchrun(cfg, folder, gpus):
             "--node_rank",
             os.environ.get("NODE_RANK") or 0,
             "--master_addr",
-            os.environ.get("MASTER") or "127.0.0.1",
+            os.environ["MASTER"],
             "--master_port",
             os.environ.get("MASTER_PORT") or 29500,
         ]
@@ -56,8 +58,19 @@ def torchrun(cfg, folder, gpus):
         "axolotl.cli.train",
         folder / "recipe.yml",
         f"--gradient_accumulation_steps={steps}",
-        "--auto_resume_from_checkpoints=true",
+        # Only node 0 writes whole checkpoints, so a run of several nodes starts over.
+        f"--auto_resume_from_checkpoints={str(nodes == 1).lower()}",
     ]
+
+
+def made_from(folder, cfg):
+    """What a run is made from: recipe, data, and a base that is a folder here (it may be made anew; one of the hub is known by its name)."""
+    base = Path(cfg["base_model"])
+    return [folder / "recipe.yml", folder / "data.sha256", *([base] if base.is_dir() else [])]
+
+
+def run_key(folder, cfg):
+    return hashlib.sha256("".join(map(files.sha256, made_from(folder, cfg))).encode()).hexdigest()
 
 
 def clear_stale(training, key, ranks):
@@ -69,7 +82,7 @@ def clear_stale(training, key, ranks):
     made = receipt.read(mark) or {}
     if not made and list(training.glob("checkpoint-*")):
         raise ValueError(f"{training}: holds checkpoints of a run that `make` did not start; move them away, or `rm -r {training}`")
-    if made.get("key") != key:
+    if made.get("key") != key or int(os.environ.get("NNODES") or 1) > 1:
         shutil.rmtree(training, ignore_errors=True)
     for checkpoint in training.glob("checkpoint-*"):
         if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors"):
@@ -143,7 +156,7 @@ def main(argv):
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, own = recipe.read(folder / "recipe.yml"), recipe.load(name)
     gpus = int(os.environ.get("GPUS") or recipe.hardware(own)[1])
-    key = hashlib.sha256("".join(files.sha256(folder / f) for f in ("recipe.yml", "data.sha256")).encode()).hexdigest()
+    key = run_key(folder, cfg)
     training = folder / "training"
     command = torchrun(own, folder, gpus)
     clear_stale(training, key, gpus * int(os.environ.get("NNODES") or 1))
@@ -171,7 +184,7 @@ def main(argv):
             if (training / file).exists():
                 shutil.copy2(training / file, tmp / file)
         (tmp / "trainer_state.json").write_text(json.dumps(last))
-    receipt.write(folder / "train.json", [folder / "recipe.yml", folder / "data.sha256"], [folder / "adapter"], figures, files.sha256)
+    receipt.write(folder / "train.json", [*made_from(folder, cfg), folder / "prepared"], [folder / "adapter"], figures, files.sha256)
     print(
         f"train       {last['global_step']} steps, eval loss {evals[0]:.3f} → {evals[-1]:.3f}"
         if evals

@@ -14,6 +14,7 @@ OLLAMA_VERSIONS = ["0.34.2", "0.24.0"]
 TRACKED = ["Makefile", "README.md", "pyproject.toml", "requirements", "recipes", "datasets", "modelfiles", "reports", "scripts", "tests"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of the CPU path, also where there is a GPU
 
 
 @pytest.fixture(autouse=True)

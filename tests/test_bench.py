@@ -1,11 +1,6 @@
 from scripts import bench
 
 
-def test_the_plug_in_costs_nothing_that_can_be_measured_twice(chain):
-    """The figure itself is for `make bench`; here only that it is measured and not absurd."""
-    assert -20 < bench.plug_in_overhead(rounds=3) < 20
-
-
 def test_a_failing_command_is_a_finding_not_a_time():
     import pytest
 

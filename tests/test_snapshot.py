@@ -59,12 +59,13 @@ def test_a_chosen_base_is_kept_until_another_is_chosen(copy):
     assert base() == "NousResearch/Meta-Llama-3.1-8B-Instruct"
 
 
-def test_a_machine_that_cannot_train_it_is_refused_at_once(copy):
+def test_a_machine_that_cannot_train_it_is_refused_at_once(copy, monkeypatch):
     one_line(snap("pirate", "--train"), "pirate needs 4 × a100-80g, this machine has 0 GPUs", "make train RECIPE=pirate-nano")
     fake = copy / "bin/nvidia-smi"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\necho 'NVIDIA A100'\n")
     fake.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     path = f"{fake.parent}:{os.environ['PATH']}"
     one_line(snap("pirate", "--train", PATH=path), "this machine has 1 GPU;", "make train RECIPE=pirate GPUS=1")
     assert snap("pirate", "--train", PATH=path, GPUS="1").returncode == 0

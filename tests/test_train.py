@@ -150,3 +150,16 @@ def test_only_whole_checkpoints_of_this_very_run_count(chain, tmp_path):
 
 def test_gpus_that_do_not_divide_are_refused(chained):
     one_line(room("train", "pirate-nano", GPUS="3"), "do not divide the global batch of 8")
+
+
+def test_a_base_made_anew_is_another_run(chained):
+    """What was learned on the old base must not be taken for trained on the new."""
+    folder = Path("outputs/pirate-nano")
+    cfg, before = train.recipe.read(folder / "recipe.yml"), train.run_key(folder, train.recipe.read(folder / "recipe.yml"))
+    path = Path("outputs/nano/pirate/model.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert train.run_key(folder, cfg) != before
+
+
+def test_several_nodes_need_an_address(chained):
+    one_line(room("train", "pirate-nano", NNODES="2"), "NNODES=2 without MASTER")
