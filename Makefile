@@ -76,7 +76,7 @@ demo: ## the whole chain on this machine, no GPU needed, ending in a conversatio
 	@$(MAKE) outputs/pirate-nano/modelfile.json
 	@if [ -n "$(OLLAMA)" ]; then \
 	  $(PY) -m scripts.serve outputs/ollama bash -c '$(MAKE) ollama RECIPE=pirate-nano SET= && $(MAKE) .demo-chat'; \
-	  echo "The model is in outputs/ollama. To go on: make chat RECIPE=pirate-nano, or OLLAMA_MODELS=$(CURDIR)/outputs/ollama $(OLLAMA) serve, and then: ollama run pirate-nano"; \
+	  echo "To go on: make chat RECIPE=pirate-nano"; \
 	else \
 	  $(MAKE) .demo-chat; \
 	  echo "This was llama-server. For \`ollama run pirate-nano\`: install Ollama (ollama.com), or \`make ollama-server\` where there is Go."; \

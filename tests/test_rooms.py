@@ -75,7 +75,7 @@ def test_the_readme_names_targets_and_variables_that_exist():
     assert set(re.findall(r"(?:^|[`$] ?)make ([a-z][\w-]*)", readme, re.M)) <= targets
     assert set(re.findall(r"python -m scripts\.(\w+)", readme)) <= set(ROOMS)
     for variable in set(re.findall(r"\b([A-Z]{3,}(?:_[A-Z]+)*)=", readme)) - {"PATH", "HF_TOKEN"}:
-        assert re.search(rf"^{variable} [?:]?=", make), variable
+        assert re.search(rf"^{variable} [?:]?=", make, re.M), variable
     assert sys.version_info[:2] == (3, 12)
 
 
