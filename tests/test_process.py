@@ -44,7 +44,8 @@ def test_what_a_stopped_run_started_ends_too(tmp_path, sign):
         "def main(argv): process.run([sys.executable, argv[0] + '/child.py', argv[0] + '/pid'], argv[0] + '/log', 'x')\n"
         "process.command(main)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # A job started in the background has SIGINT ignored, and its children inherit that.
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     until = time.time() + 10
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.time() < until
