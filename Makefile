@@ -28,7 +28,9 @@ FORCE ?=
 DEBUG ?=
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
-OLLAMA_VERSION ?= 0.34.2
+# The newest with a llama-server beside it, and the last with the engine inside.
+OLLAMA_TESTED := 0.34.2 0.24.0
+OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
 export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG XDG_CACHE_HOME
 
 nothing :=
@@ -110,7 +112,7 @@ clean: ## delete the outputs of one recipe: make clean RECIPE=…
 	@[ -n "$(RECIPE)" ] && [ -f "$(OUT)/recipe.yml" ] || { echo "clean: $(OUT) holds no recipe's outputs; \`make status\` lists them" >&2; exit 2; }
 	@rm -rf -- "$(OUT)"
 test: | $(TRAIN) $(LLAMA_BUILT) ## set everything up and prove that all of it works
-	@if command -v go >/dev/null; then for v in 0.34.2 0.24.0; do $(MAKE) ollama-server OLLAMA_VERSION=$$v; done; fi
+	@if command -v go >/dev/null; then for v in $(OLLAMA_TESTED); do $(MAKE) ollama-server OLLAMA_VERSION=$$v; done; fi
 	@$(PY) -m pytest -q
 bench: | $(TRAIN) $(LLAMA_BUILT) ## measure what the README claims (minutes), as a table and JSON
 	@$(PY) -m scripts.bench

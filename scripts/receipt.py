@@ -40,7 +40,7 @@ def write(path, inputs, outputs, figures, sha256):
         "stage": path.stem,
         "recipe": path.parent.name,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - START, 1),
+        "seconds": round(time.time() - START, 3),
         "peak_memory_gib": round(peak_memory() / 2**30, 3),
         "inputs": {str(p): sha256(p) for p in inputs},
         "outputs": {str(p): sha256(p) for p in outputs},

@@ -27,9 +27,8 @@ ADAPTER_FILES = [
 ]
 
 
-def torchrun(cfg, folder, gpus):
+def torchrun(cfg, folder, gpus, nodes):
     """The command, the same for every size of machine: `axolotl train --launcher torchrun` does no more, 15 s of imports later."""
-    nodes = int(os.environ.get("NNODES") or 1)
     if nodes > 1 and not os.environ.get("MASTER"):
         raise ValueError(f"NNODES={nodes} without MASTER; give every node the address of node 0: MASTER=10.0.0.1")
     where = (
@@ -73,16 +72,16 @@ def run_key(folder, cfg):
     return hashlib.sha256("".join(map(files.sha256, made_from(folder, cfg))).encode()).hexdigest()
 
 
-def clear_stale(training, key, ranks):
+def clear_stale(training, key, ranks, keep=True):
     """Keep the checkpoints that this run may go on from: of the same recipe and data (`key`), and whole; the trainer writes trainer_state.json last.
 
-    Raises ValueError if they were made on another number of ranks: the optimizer's state is sharded by it, and hours of work are not to be thrown away.
+    `keep` is False on several nodes, where no checkpoint is whole. Raises ValueError if they were made on another number of ranks: the optimizer's state is sharded by it, and hours of work are not to be thrown away.
     """
     mark = training / "run.json"
     made = receipt.read(mark) or {}
     if not made and list(training.glob("checkpoint-*")):
         raise ValueError(f"{training}: holds checkpoints of a run that `make` did not start; move them away, or `rm -r {training}`")
-    if made.get("key") != key or int(os.environ.get("NNODES") or 1) > 1:
+    if made.get("key") != key or not keep:
         shutil.rmtree(training, ignore_errors=True)
     for checkpoint in training.glob("checkpoint-*"):
         if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors"):
@@ -117,6 +116,23 @@ def finished(training):
         at = f"step {last['global_step']} of {last['max_steps']}" if last else "before the first checkpoint"
         raise ValueError(f"{training}: training stopped at {at}; run the same command again to go on from there")
     return last
+
+
+def stands(training):
+    """Whether a whole run lies there already. Going on from a finished run's last checkpoint would train one step too many.
+
+    A last checkpoint whose adapter was not also saved as the result (killed in between) is dropped: the run goes on from the one before.
+    """
+    try:
+        step = finished(training)["global_step"]
+    except ValueError:
+        return False
+    last = training / f"checkpoint-{step}"
+    kept = [p / "adapter_model.safetensors" for p in (training, last)]
+    if all(p.exists() for p in kept) and files.sha256(kept[0]) == files.sha256(kept[1]):
+        return True
+    shutil.rmtree(last)
+    return False
 
 
 def adapter_figures(path):
@@ -155,13 +171,15 @@ def main(argv):
         return 2
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, own = recipe.read(folder / "recipe.yml"), recipe.load(name)
-    gpus = int(os.environ.get("GPUS") or recipe.hardware(own)[1])
+    gpus, nodes = int(os.environ.get("GPUS") or recipe.hardware(own)[1]), int(os.environ.get("NNODES") or 1)
     key = run_key(folder, cfg)
     training = folder / "training"
-    command = torchrun(own, folder, gpus)
-    clear_stale(training, key, gpus * int(os.environ.get("NNODES") or 1))
+    command = torchrun(own, folder, gpus, nodes)
+    clear_stale(training, key, gpus * nodes, keep=nodes == 1)
+    ready = stands(training)
     resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
-    process.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
+    if not ready:
+        process.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
     if int(os.environ.get("NODE_RANK") or 0):
         print(f"train       node {os.environ['NODE_RANK']} done; the adapter is on node 0")
         return 0

@@ -1,6 +1,7 @@
 """What the tests share: a copy of the repository to break, the real chain of pirate-nano, and real Ollama servers."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "galley"
-OLLAMA_VERSIONS = ["0.34.2", "0.24.0"]
+OLLAMA_VERSIONS = re.search(r"^OLLAMA_TESTED := (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split()
 TRACKED = ["Makefile", "README.md", "pyproject.toml", "requirements", "recipes", "datasets", "modelfiles", "reports", "scripts", "tests"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -31,18 +31,18 @@ def test_created_proven_and_left_alone(ollama, chained):
     [
         ("{{ .Content }}<|eot_id|>", "{{ .Content }} <|eot_id|>"),
         ("<|end_header_id|>\n\n{{ .Content }}", "<|end_header_id|>\n{{ .Content }}"),
-        ('SYSTEM "You', 'SYSTEM " You'),
     ],
 )
 def test_a_prompt_that_differs_by_a_blank_is_caught(ollama, chained, old, new):
     path = Path("outputs/pirate-nano/gguf/Modelfile")
-    if old.startswith("SYSTEM"):  # a system message of another wording is still rendered as training would
-        edit(path, old, new)
-        assert room("ollama", "pirate-nano").returncode == 0
-        return
     edit(path, old, new)
     line = one_line(room("ollama", "pirate-nano"), "TEMPLATE and the recipe's chat template differ")
     assert "Ollama renders" in line and room_ollama.standing(ollama) == {}, "an unproven model must not stay"
+
+
+def test_another_system_message_is_no_fault(ollama, chained):
+    edit(Path("outputs/pirate-nano/gguf/Modelfile"), 'SYSTEM "You', 'SYSTEM " You')
+    assert room("ollama", "pirate-nano").returncode == 0, "it is rendered as training would render it"
 
 
 def test_somebody_elses_model_is_not_overwritten(ollama, chained, tmp_path):

@@ -56,6 +56,19 @@ def test_kill_9_and_make_again_ends_in_the_same_adapter(short):
     assert files.sha256("outputs/pirate-nano/adapter/adapter_model.safetensors") == whole
 
 
+def test_a_finished_run_is_not_trained_further(chained):
+    """Its receipt is gone (or the clock stepped back): the last checkpoint must not become the start of one more step."""
+    before = receipt.read("outputs/pirate-nano/train.json")["figures"]
+    Path("outputs/pirate-nano/train.json").unlink()
+    made = room("train", "pirate-nano")
+    assert made.returncode == 0, made.stderr
+    after = receipt.read("outputs/pirate-nano/train.json")["figures"]
+    assert after["steps"] == before["steps"] == 281 and after["eval_losses"] == before["eval_losses"]
+    training = Path("outputs/pirate-nano/training")
+    (training / "adapter_model.safetensors").write_bytes(b"half")  # killed after the last checkpoint, before the result was saved
+    assert not train.stands(training) and not (training / "checkpoint-281").exists()
+
+
 def test_two_deepspeed_ranks_end_where_one_does(chained):
     """The same global batch on two CPU ranks under ZeRO-1: the eval loss within 2 %."""
     one = receipt.read("outputs/pirate-nano/train.json")["figures"]["eval_losses"][-1]
