@@ -26,6 +26,11 @@ MASTER ?=
 ASK ?=
 FORCE ?=
 DEBUG ?=
+FIX ?=
+STRICT ?=
+JSON ?=
+GPU ?=
+PRICE ?=
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
@@ -36,6 +41,7 @@ export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG XDG_CACHE_HOME
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
 OUT := outputs/$(NAME)
+CHOSEN := $(filter command line environment,$(origin RECIPE))
 CACHE := $(XDG_CACHE_HOME)/galley
 # A tool's folder is named by its version and the hash of its pin, so a fresh clone takes what another clone built.
 pin = $(shell sha256sum requirements/$1.txt | cut -c1-8)
@@ -54,7 +60,7 @@ export LLAMA_CPP_DIR OLLAMA
 base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
 
 # --- the stages, in their order ---
-.PHONY: base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
+.PHONY: lint plan doctor xray schema calibrate base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
 base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
@@ -95,6 +101,7 @@ outputs/%/preprocess.json: outputs/%/recipe.yml outputs/%/data.sha256 $$(call ba
 	@$(PY) -m scripts.preprocess $*
 outputs/%/train.json: outputs/%/preprocess.json
 	@$(PY) -m scripts.train $*
+	-@$(PY) -m scripts.track $*
 outputs/%/merge.json: outputs/%/train.json
 	@$(PY) -m scripts.merge $*
 outputs/%/gguf.json: outputs/%/merge.json outputs/%/export.yml | $$(LLAMA_BUILT)
@@ -105,10 +112,22 @@ outputs/%/modelfile.json: outputs/%/gguf.json outputs/%/prompt.sha256
 # --- looking and tidying ---
 status: | $(LIGHT) ## which stages of which recipe stand, are stale, are missing
 	@$(PY) -m scripts.status
+lint: | $(LIGHT) ## before the GPU: what is wrong with the recipes and their data (FIX=1 mends, STRICT=1, JSON=1; RECIPE=… one of them)
+	@$(PY) -m scripts.lint $(if $(CHOSEN),recipes/$(RECIPE).yml) $(if $(FIX),--fix) $(if $(STRICT),--strict) $(if $(JSON),--json)
+plan: | $(LIGHT) ## before the GPU: memory, time, cost, disk (GPU=a100-80g GPUS=4 PRICE=1.8 an hour and GPU; JSON=1)
+	@$(PY) -m scripts.plan $(NAME) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(JSON),--json)
+doctor: | $(LIGHT) ## what this machine can do, and whether RECIPE=… can run here
+	@$(PY) -m scripts.doctor $(if $(CHOSEN),$(NAME)) $(if $(JSON),--json)
+xray: $$(OUT)/preprocess.json ## what the model will be taught: the prepared rows as tokens, reports/NAME/xray.html
+	@$(PY) -m scripts.xray $(NAME) $(if $(JSON),--json)
+schema: | $(TRAIN) ## refresh recipes/schema/axolotl.json from the installed Axolotl, and the table of lint's rules
+	@$(PY) -m scripts.schema && $(PY) -m scripts.lint --table
+calibrate: | $(TRAIN) ## measure the memory of training steps for the planner: real ones on a GPU, traced ones without
+	@$(PY) -m scripts.calibrate
 validate: | $(LIGHT) ## check the datasets: rows, twins, near-duplicates, leaks
 	@$(PY) -m scripts.validate
 clean: ## delete the outputs of one recipe: make clean RECIPE=…
-	@$(if $(filter command line environment,$(origin RECIPE)),,echo "clean: say which: make clean RECIPE=$(RECIPE)" >&2; exit 2)
+	@$(if $(CHOSEN),,echo "clean: say which: make clean RECIPE=$(RECIPE)" >&2; exit 2)
 	@[ -n "$(RECIPE)" ] && [ -f "$(OUT)/recipe.yml" ] || { echo "clean: $(OUT) holds no recipe's outputs; \`make status\` lists them" >&2; exit 2; }
 	@rm -rf -- "$(OUT)"
 test: | $(TRAIN) $(LLAMA_BUILT) ## set everything up and prove that all of it works

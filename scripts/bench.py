@@ -142,6 +142,9 @@ def main(argv):
     rows += [
         ("make help", min(seconds("make", "help") for _ in range(3)), 1, "s"),
         ("make status", min(seconds("make", "status") for _ in range(3)), 1, "s"),
+        ("make lint", min(seconds("make", "lint") for _ in range(3)), 1, "s"),
+        ("make plan", min(seconds("make", "plan", "RECIPE=pirate") for _ in range(3)), 2, "s"),
+        ("make doctor", min(seconds("make", "doctor") for _ in range(3)), 5, "s"),
         ("make ollama, nothing to do", nothing_to_do(), 1, "s"),
     ]
     peak, took = merge_memory()

@@ -4,10 +4,20 @@ A row is `{"id": str, "kind": str, "messages": [{"role": "system|user|assistant"
 Axolotl's `type: chat_template` reads `messages` and leaves the rest alone.
 """
 
+import bisect
+import csv
 import json
+import random
 import re
+from collections import Counter
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
+LOOK_AT = 20_000  # rows of a file that `view` reads closely; the others it counts
+CHARS_PER_TOKEN = 4.2  # English and code under vocabularies of 100,000 and more; measured texts lie within 15 % of it
+WRAPS = ("<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>", "<|im_start|>{}\n{}<|im_end|>\n", "<start_of_turn>{}\n{}<end_of_turn>\n")
+ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "input": "user", "output": "assistant", "bot": "assistant"}
 NEXT = {None: {"system", "user"}, "system": {"user"}, "user": {"assistant"}, "assistant": {"user"}}
 
 
@@ -56,6 +66,113 @@ def row_fault(row):
     return None
 
 
+@lru_cache(maxsize=None)
+def view(path, spec):
+    """A local dataset file of any of Axolotl's usual types, for a recipe's entry `spec` (as JSON).
+
+    {"path", "count", "rows": [(line, [(role, text), …])], "faults": [(line, what)], "kind": "chat" | "pair" | "text" | None}; kind None: not understood.
+    Nothing is raised for a faulty row. JSON arrays and CSV number their rows instead of their lines.
+    """
+    spec, path = json.loads(spec), Path(path)
+    found = {"path": str(path), "count": 0, "rows": [], "faults": [], "kind": None}
+    if path.suffix not in (".jsonl", ".json", ".csv", ".txt"):
+        return found
+    lines = path.read_bytes().split(b"\n")
+    if path.suffix == ".json" and path.read_bytes().lstrip()[:1] == b"[":
+        try:
+            lines = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            return found | {"faults": [(getattr(error, "lineno", 1), f"not JSON ({error})")]}
+    elif path.suffix == ".csv":
+        try:
+            lines = list(csv.DictReader(line.decode(errors="replace") for line in lines))
+        except csv.Error as error:  # a field of megabytes
+            return found | {"faults": [(1, f"not CSV ({error})")]}
+    elif path.suffix == ".txt":
+        lines = [{"text": line.decode(errors="replace")} for line in lines if line.strip()]
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line and (not isinstance(line, bytes) or line.strip())]
+    found["count"] = len(numbered)
+    for number, line in islice(numbered, LOOK_AT):
+        try:
+            row = json.loads(line) if isinstance(line, bytes) else line
+        except (ValueError, RecursionError) as error:
+            found["faults"].append((number, f"not JSON ({error})"))
+            continue
+        kind, turns, fault = conversation(row, spec)
+        if fault:
+            found["faults"].append((number, fault))
+        elif kind:
+            found["kind"] = kind
+            found["rows"].append((number, turns))
+    return found
+
+
+def conversation(row, spec):
+    """(kind, [(role, text), …], fault) of a row under a recipe's dataset entry; kind None where the type is not one of the usual ones."""
+    if not isinstance(row, dict):
+        return None, None, "not a JSON object"
+    kind = spec.get("type") or ""
+    if isinstance(kind, dict):  # fields of one's own
+        parts = [
+            (role, row.get(kind.get(f"field_{name}") or name))
+            for role, name in (("system", "system"), ("user", "instruction"), ("user", "input"))
+        ]
+        reply = row.get(kind.get("field_output") or "output")
+        if not isinstance(reply, str):
+            return None, None, f"no field {kind.get('field_output') or 'output'!r} with a text"
+        return "pair", [(r, x) for r, x in parts if isinstance(x, str) and x] + [("assistant", reply)], None
+    if kind.startswith(("chat_template", "sharegpt")) and not spec.get("field_chosen") and "." not in kind:
+        return chat(row, spec)
+    if kind.startswith(("completion", "pretrain")):
+        text = row.get(spec.get("field") or "text")
+        return (
+            ("text", [("assistant", text)], None)
+            if isinstance(text, str)
+            else (None, None, f"no field {spec.get('field') or 'text'!r} with a text")
+        )
+    if kind.startswith(("alpaca", "gpteacher", "explainchoice", "concisechoice", "summarizetldr", "reflection")) and "output" in row:
+        asked = "\n".join(str(row[k]) for k in ("instruction", "input") if row.get(k))
+        return "pair", [("user", asked), ("assistant", str(row["output"] or ""))], None
+    return None, None, None
+
+
+def chat(row, spec):
+    names = spec.get("message_property_mappings") or {}
+    field = spec.get("field_messages") or ("messages" if "messages" in row else "conversations")
+    turns, messages = [], row.get(field)
+    if not isinstance(messages, list) or not messages:
+        return None, None, f"{field!r} is not a list of messages"
+    own = {alias: role for role, aliases in (spec.get("roles") or {}).items() for alias in (aliases or [])}
+    for n, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            return None, None, f"message {n} is not an object"
+        role = message.get(names.get("role") or ("role" if "role" in message else "from"))
+        content = message.get(names.get("content") or ("content" if "content" in message else "value"))
+        if isinstance(content, list):  # parts of a multimodal message: the texts among them
+            content = "".join(str(part.get("text") or f"<{part.get('type')}>") for part in content if isinstance(part, dict))
+        if not isinstance(role, str) or not (isinstance(content, str) or message.get("tool_calls")):
+            return None, None, f"message {n} has no role or no content"
+        said = content if isinstance(content, str) else ""
+        turns.append((own.get(role) or ROLES.get(role, role), said or ("<tool call>" if message.get("tool_calls") else "")))
+    return "chat", turns, None
+
+
+def tokens(turns):
+    """Estimated length of a row in tokens: text by CHARS_PER_TOKEN, and five tokens of header and end a turn. About ±15 %."""
+    return round(sum(len(text) for _, text in turns) / CHARS_PER_TOKEN + 5 * len(turns)) + 1
+
+
+def counter(tokenizer=None, chars_per_token=None):
+    """A function from a row's turns to its tokens: by a tokenizer.json under the family's usual chat template, else estimated."""
+    if not tokenizer:
+        return lambda turns: round(tokens(turns) * CHARS_PER_TOKEN / (chars_per_token or CHARS_PER_TOKEN))
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(tokenizer))
+    wrap = next((w for w in WRAPS if words.token_to_id(w.split("{")[0]) is not None), "{}\n\n{}\n\n")
+    return lambda turns: 1 + sum(len(words.encode(wrap.format(role, text), add_special_tokens=False).ids) for role, text in turns)
+
+
 def shingles(text, n):
     """The set of n-word sequences of a text, lower-cased: what near-duplicates share."""
     words = re.findall(r"[^\W_]+'?[^\W_]*", text.lower())
@@ -65,23 +182,54 @@ def shingles(text, n):
 def near(sets, limit, others=None):
     """Pairs (i, j, similarity) whose Jaccard similarity exceeds `limit`; i among `sets`, j among `others` or earlier in `sets`.
 
-    An inverted index finds the candidates, so that thousands of rows take a second.
+    Two sets that alike share one of their rarest shingles, so only those are looked up: thousands of rows take a fraction of a second
+    (prefix filtering: Bayardo, Ma, Srikant 2007, Scaling Up All Pairs Similarity Search).
     """
-    where, found = {}, []
+    pool, common, where, found = sets if others is None else others, Counter(), {}, []
+    for s in (*sets, *(others or [])):
+        common.update(s)
+
+    def rare(s):
+        return sorted(s, key=lambda x: (common[x], x))[: int(len(s) * (1 - limit)) + 1]
+
     for j, s in enumerate(others or []):
-        for shingle in s:
+        for shingle in rare(s):
             where.setdefault(shingle, []).append(j)
-    pool = sets if others is None else others
     for i, s in enumerate(sets):
-        shared = {}
-        for shingle in s:
-            for j in where.get(shingle, ()):
-                shared[j] = shared.get(j, 0) + 1
-        found += [(i, j, n / (len(s) + len(pool[j]) - n)) for j, n in shared.items() if n > limit * (len(s) + len(pool[j]) - n)]
+        mine = rare(s)
+        for j in sorted({j for shingle in mine if common[shingle] > 1 for j in where.get(shingle, ())}):
+            shared = len(s & pool[j])
+            if shared > limit * (len(s) + len(pool[j]) - shared):
+                found.append((i, j, shared / (len(s) + len(pool[j]) - shared)))
         if others is None:
-            for shingle in s:
+            for shingle in mine:
                 where.setdefault(shingle, []).append(i)
     return found
+
+
+def packed(sizes, capacity):
+    """How many bins of `capacity` tokens hold these rows: best fit, longest first (Axolotl's is first fit; the two differ by a bin or two)."""
+    room = []
+    for n in sorted((s for s in sizes if s <= capacity), reverse=True):
+        at = bisect.bisect_left(room, n)
+        bisect.insort(room, (room.pop(at) if at < len(room) else capacity) - n)
+    return len(room)
+
+
+def batches(cfg, sizes):
+    """(sequences an epoch or None, tokens computed an epoch, packing or padding efficiency) of the training rows."""
+    micro, length = int(cfg.get("micro_batch_size") or 1), int(cfg.get("sequence_len") or 512)
+    kept = [min(n, length) for n in sizes] if cfg.get("excess_length_strategy") == "truncate" else [n for n in sizes if n <= length]
+    if not kept:
+        raise ValueError(f"every row is longer than sequence_len {length}; raise it")
+    if cfg.get("sample_packing"):
+        sequences = packed(kept, micro * length) * micro
+        return sequences, sequences * length, sum(kept) / (sequences * length)
+    if cfg.get("pad_to_sequence_len"):
+        return None, len(kept) * length, sum(kept) / (len(kept) * length)
+    order = sorted(kept) if cfg.get("group_by_length") else random.Random(0).sample(kept, len(kept))
+    computed = sum(max(order[i : i + micro]) * len(order[i : i + micro]) for i in range(0, len(order), micro))
+    return None, computed, sum(kept) / computed
 
 
 def prompt(row):

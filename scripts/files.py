@@ -38,6 +38,19 @@ def write_if_changed(path, text):
 
 
 @contextmanager
+def replacing(path):
+    """Yield a text file that takes the place of `path` if the body succeeds."""
+    path = Path(path)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(tmp, "w", encoding="utf-8") as out:
+            yield out
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+@contextmanager
 def fresh(target):
     """Yield an empty folder beside `target`; rename it into place if the body succeeds, remove it if not.
 

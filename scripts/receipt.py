@@ -63,6 +63,12 @@ def read(path):
         return None
 
 
+def holds(path, sha256):
+    """Whether all that a receipt names is there and as it says."""
+    made = read(path)
+    return bool(made) and all(Path(p).exists() and sha256(p) == digest for p, digest in (made["inputs"] | made["outputs"]).items())
+
+
 def peak_memory():
     """Bytes: the largest resident set of this process or of any of its ended children (Linux counts KiB)."""
     return 1024 * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

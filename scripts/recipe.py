@@ -5,12 +5,14 @@ pirate+lora_r=16            the same with one key changed: a variant, in an outp
 """
 
 import difflib
+import math
 import re
 from pathlib import Path
 
 import yaml
 
 ROOT = Path("recipes")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it: ten times as fast
 
 
 def names():
@@ -40,7 +42,7 @@ def read(path):
     """A recipe file as a dict. Raises ValueError with file and line where it is no YAML mapping."""
     path = Path(path)
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         begun = getattr(error, "context_mark", None)
@@ -53,6 +55,27 @@ def read(path):
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}:1: a recipe is a mapping of Axolotl's keys, this is {type(loaded).__name__}")
     return loaded
+
+
+def positions(path):
+    """({("datasets", 0, "path"): line, …}, [(line, key that stands twice), …]) of a YAML file that `read` takes."""
+    found, twice = {(): 1}, []
+
+    def walk(node, at):
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here, line = (*at, key.value), key.start_mark.line + 1
+                if here in found:
+                    twice.append((line, key.value))
+                found[here] = line
+                walk(value, here)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, item in enumerate(node.value):
+                found[*at, i] = item.start_mark.line + 1
+                walk(item, (*at, i))
+
+    walk(yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=LOADER), ())
+    return found, twice
 
 
 def load(name):
@@ -76,7 +99,11 @@ def datasets(cfg):
     """(training, evaluation) paths of the local dataset files; those on the hub are left to Axolotl."""
 
     def local(key):
-        return [Path(d["path"]) for d in cfg.get(key) or [] if isinstance(d, dict) and re.search(r"\.(jsonl?|csv|parquet|txt)$", str(d.get("path")))]
+        return [
+            Path(d["path"])
+            for d in cfg.get(key) or []
+            if isinstance(d, dict) and re.search(r"\.(jsonl?|csv|parquet|txt)$", str(d.get("path")))
+        ]
 
     return local("datasets"), local("test_datasets")
 
@@ -102,6 +129,31 @@ def hardware(cfg):
 def global_batch(cfg):
     """Sequences per optimizer step: micro batch × gradient accumulation × ranks of the recipe's own machine."""
     return int(cfg.get("micro_batch_size") or 1) * int(cfg.get("gradient_accumulation_steps") or 1) * hardware(cfg)[1]
+
+
+def schedule(cfg, rows, sequences=None):
+    """{"per_epoch", "steps", "epochs", "warmup"}: optimizer steps as Axolotl counts them, or None without `rows` and `max_steps`.
+
+    `rows` are training rows, `sequences` the packed ones where `sample_packing` is on (axolotl/utils/trainer.py, `calculate_total_num_steps`:
+    unpacked it rounds up, packed it drops what does not fill a batch). `epochs` is how often the data is really seen.
+    """
+    batch, wanted, limit = global_batch(cfg), float(cfg.get("num_epochs") or 1), int(cfg.get("max_steps") or 0)
+    if cfg.get("sample_packing") and sequences:
+        per_epoch = max(1, sequences // batch)
+        steps = int(per_epoch * wanted)
+    elif rows:
+        per_epoch, steps = rows / batch, math.ceil(rows * wanted / batch)
+    elif limit > 0:
+        per_epoch, steps = None, limit
+    else:
+        return None
+    steps = limit if limit > 0 else max(1, steps)
+    warmup = cfg.get("warmup_steps")
+    if warmup is None:
+        ratio = cfg.get("warmup_ratio")
+        warmup = int(ratio * steps) if ratio is not None else min(int(0.03 * steps), 100)  # the builder's own default
+    warmup = int(warmup * steps) if 0 < warmup < 1 else int(warmup)
+    return {"per_epoch": per_epoch, "steps": steps, "epochs": steps / per_epoch if per_epoch else None, "warmup": warmup}
 
 
 def accumulation(cfg, gpus, nodes=1):

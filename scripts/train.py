@@ -17,6 +17,7 @@ from pathlib import Path
 
 from scripts import files, process, receipt, recipe
 
+RESERVED = "memory/device_reserved (GiB)"  # as Axolotl logs it
 ADAPTER_FILES = [
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -177,6 +178,10 @@ def main(argv):
     command = torchrun(own, folder, gpus, nodes)
     clear_stale(training, key, gpus * nodes, keep=nodes == 1)
     ready = stands(training)
+    if ready and receipt.holds(folder / "train.json", files.sha256):
+        (folder / "train.json").touch()  # what it was made from was made anew, and is the same
+        print("train       stands: made from the same data, base and recipe")
+        return 0
     resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
     if not ready:
         process.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
@@ -196,6 +201,7 @@ def main(argv):
         "first_loss": losses[0]["loss"],
         "last_loss": losses[-1]["loss"],
         "eval_losses": evals,
+        "gpu_memory_gib": max((h[RESERVED] for h in last["log_history"] if RESERVED in h), default=None),
     }
     with files.fresh(folder / "adapter") as tmp:
         for file in ADAPTER_FILES:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FOUNDATION = {"files", "recipe", "data", "receipt", "process"}
+FOUNDATION = {"files", "recipe", "data", "facts", "receipt", "process"}
 ROOMS = {p.stem: ast.parse(p.read_text()) for p in Path("scripts").glob("*.py") if p.stem != "__init__"}
 HEAVY = {
     "torch",
@@ -31,6 +31,11 @@ def ours(tree):
 def test_rooms_import_foundations_and_foundations_nothing():
     for name, tree in ROOMS.items():
         assert ours(tree) <= (set() if name in FOUNDATION else FOUNDATION), name
+
+
+def test_rules_import_the_foundation_only():
+    for path in Path("scripts/rules").glob("*.py"):
+        assert ours(ast.parse(path.read_text())) <= FOUNDATION, path
 
 
 def test_heavy_imports_wait_for_the_function_that_needs_them():
@@ -63,7 +68,7 @@ def test_no_python_under_datasets():
 
 def test_what_only_reads_works_on_the_light_level():
     """help, status, validate and snapshot import nothing that the light level lacks. (Their seconds are in `make bench`.)"""
-    names = ["snapshot", "status", "validate", "chat", "serve", "modelfile", "tools"]
+    names = ["snapshot", "status", "validate", "chat", "serve", "modelfile", "tools", "lint", "plan", "doctor", "track"]
     code = f"import sys; {'; '.join(f'import scripts.{n}' for n in names)}; print(*(m for m in {sorted(HEAVY)} if m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
     assert "make demo" in subprocess.run(["make", "help"], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,248 @@
+"""Facts that need no network: shapes and tokens of base models, memory and speed of GPUs (recipes/facts/*.yml, with their sources).
+
+A base that is not among them is looked up in its own folder, or in the hub's cache on this machine.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parent.parent / "recipes/facts"  # also for recipes outside this folder
+# What `minutes` and `disk` reckon with.
+# Share of the GPU's dense bf16 peak that training steps reach, recomputation counted as work: low, expected, high. Published points lie between 0.4 and 0.9.
+EFFICIENCY = (0.25, 0.5, 0.95)
+START = (0.7, 2, 6)  # minutes: imports, reading and quantizing the weights, compiling kernels, saving
+CPU = (8e9, 25e9, 60e9)  # FLOP/s of a core, fp32, in small matrices
+GIB = 2**30
+QUANT_BITS = {"IQ": 4, "Q2": 3, "Q3": 4, "Q4": 4.9, "Q5": 5.7, "Q6": 6.6, "Q8": 8.5, "F1": 16, "BF": 16}  # a weight, llama.cpp's tables
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def base(model):
+    """What is known of a base model without loading it (see recipes/facts/bases.yml for the keys): {} where nothing is.
+
+    From its folder, from the facts that come with the repository, or from the hub's cache on this machine, in this order.
+    """
+    model = str(model)
+    known = yaml.load((ROOT / "bases.yml").read_text(encoding="utf-8"), Loader=LOADER)
+    if (Path(model) / "config.json").is_file():
+        return from_config(Path(model))
+    name = known["aliases"].get(model, model)
+    if name in known["models"]:
+        mirror = model.split("/")[0] != name.split("/")[0]  # mirrors ask for no licence form
+        return {"name": name, **known["models"][name]} | ({"gated": False} if mirror else {})
+    cached = sorted(cache_of(model).glob("snapshots/*/config.json"))
+    return from_config(cached[-1].parent) if cached else {}
+
+
+def cache_of(model):
+    """Where the hub's client keeps a model on this machine."""
+    home = Path(os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface") / "hub")
+    return home / f"models--{model.replace('/', '--')}"
+
+
+def from_config(folder):
+    """A base's facts from its config.json and tokenizer_config.json."""
+    cfg = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    cfg = {**cfg, **(cfg.get("text_config") or {})}
+    words = folder / "tokenizer_config.json"
+    words = json.loads(words.read_text(encoding="utf-8")) if words.is_file() else {}
+    tokens = {k: v["content"] if isinstance(v, dict) else v for k in ("bos", "eos", "pad") for v in [words.get(f"{k}_token")]}
+    heads = cfg.get("num_attention_heads") or 1
+    return {
+        "name": folder.name,
+        "family": cfg.get("model_type"),
+        "instruct": None,
+        "hidden": cfg.get("hidden_size"),
+        "layers": cfg.get("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": cfg.get("num_key_value_heads") or heads,
+        "head_dim": cfg.get("head_dim") or (cfg.get("hidden_size") or 0) // heads,
+        "intermediate": cfg.get("intermediate_size"),
+        "vocab": cfg.get("vocab_size"),
+        "tied": bool(cfg.get("tie_word_embeddings")),
+        "max_position": cfg.get("max_position_embeddings"),
+        "tokenizer": str(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None,
+        **tokens,
+    }
+
+
+def gpus():
+    return yaml.load((ROOT / "gpus.yml").read_text(encoding="utf-8"), Loader=LOADER)
+
+
+def gpu(kind):
+    """Facts of a GPU by its key in recipes/facts/gpus.yml, {} for None. Raises ValueError for an unknown one."""
+    known = gpus()
+    if kind is not None and kind not in known:
+        raise ValueError(f"unknown GPU {kind!r}; recipes/facts/gpus.yml knows {', '.join(known)}: take one of them, or add yours there")
+    return known[kind] if kind is not None else {}
+
+
+def gpu_called(name):
+    """The key of the GPU that the driver calls so. Raises ValueError if it is not known."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    words += [a + b for a, b in zip(words, words[1:])]  # "4060 Ti" is one word in a key
+
+    def fits(key):
+        model, *rest = key.removeprefix("rtx").split("-")
+        return (model in words) * (1 + len(model) + sum(r in words or f"{r}b" in words for r in rest) - 0.1 * len(rest))
+
+    best = max(gpus(), key=fits)
+    if not fits(best):
+        raise ValueError(f"{name}: recipes/facts/gpus.yml does not know this GPU; add it there")
+    return best
+
+
+def linears(base):
+    """{module: (in features, out features)} of one decoder layer, as transformers names them."""
+    h, i = base["hidden"], base["intermediate"]
+    q, kv = base["heads"] * base["head_dim"], base["kv_heads"] * base["head_dim"]
+    if base.get("fused"):  # Phi-3 and Phi-4: one matrix for q, k, v, one for gate and up
+        return {"qkv_proj": (h, q + 2 * kv), "o_proj": (q, h), "gate_up_proj": (h, 2 * i), "down_proj": (i, h)}
+    attention = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+    return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+
+
+def linear_parameters(base):
+    """Weights of all linear layers of all decoder layers: what NF4 quantizes and `lora_target_linear` adapts."""
+    return base["layers"] * sum(a * b for a, b in linears(base).values())
+
+
+def adapter_parameters(base, cfg):
+    """Trainable parameters of the recipe's LoRA: r · (in + out) for each adapted matrix of each layer (Hu 2021, section 4.1)."""
+    shapes, named = linears(base), cfg.get("lora_target_modules") or []
+    named = [named] if isinstance(named, str) else named
+    everything = cfg.get("lora_target_linear") or "all-linear" in named
+    chosen = [s for m, s in shapes.items() if everything or any(str(n).endswith(m) for n in named)]
+    return base["layers"] * sum(int(cfg.get("lora_r") or 8) * (a + b) for a, b in chosen)
+
+
+def parameters(base):
+    """All weights: the linears, embedding and head (once if tied), norms. Exact where recipes/facts/bases.yml has it."""
+    tables = base["vocab"] * base["hidden"] * (1 if base.get("tied") else 2)
+    return base.get("parameters") or linear_parameters(base) + tables + (2 * base["layers"] + 1) * base["hidden"]
+
+
+def four_bit(cfg):
+    return bool(cfg.get("load_in_4bit") or cfg.get("adapter") == "qlora")
+
+
+def optimizer_bytes(cfg):
+    """Bytes of state a trainable weight: two fp32 moments; one byte each in 8-bit ones (Dettmers 2021), one moment for Lion and SGD with momentum."""
+    name = str(cfg.get("optimizer") or "adamw_torch")
+    moments = 1 if re.search(r"lion|sgd|muon", name) else 0.02 if "adafactor" in name else 2
+    return moments * (1 if "8bit" in name else 0.5 if "4bit" in name else 4)
+
+
+def zero(cfg):
+    """The ZeRO stage of the recipe's DeepSpeed config, None without one; of a file that is not here, what its name says."""
+    config = cfg.get("deepspeed")
+    if isinstance(config, str):
+        try:
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            named = re.search(r"zero(\d)", config)
+            return int(named[1]) if named else None
+    return (config.get("zero_optimization") or {}).get("stage") if isinstance(config, dict) else None
+
+
+def parts(cfg, base, gpus, longest):
+    """{part: bytes} of the peak memory of one device in a training step, PyTorch's own allocations and the runtime beneath them.
+
+    Weights as QLoRA stores them (Dettmers 2023, section 3: NF4 in blocks of 64, an 8-bit scale a block, an fp32 scale for 256 of those: 0.5159 bytes a weight);
+    adapter and gradients in fp32 as PEFT casts them, bf16 with fp32 masters under DeepSpeed; ZeRO shards over `gpus` (Rajbhandari 2020, section 5).
+    Activations by counting the tensors that autograd keeps in transformers' Llama under PEFT (`layer_bytes`); checkpointing keeps each layer's input
+    and one layer's tensors (Chen 2016; Korthikanti 2022, section 4).
+    """
+    linear, width = linear_parameters(base), base["hidden"]
+    others = parameters(base) - linear
+    adapted = adapter_parameters(base, cfg) if cfg.get("adapter") else None
+    trained = parameters(base) if adapted is None else adapted
+    stage, spread = zero(cfg), max(1, gpus)
+    tokens = int(cfg.get("micro_batch_size") or 1) * (
+        int(cfg.get("sequence_len") or 512)
+        if cfg.get("sample_packing") or cfg.get("pad_to_sequence_len")
+        else min(longest, int(cfg.get("sequence_len") or 512))
+    )
+    kept, working = layer_bytes(cfg, base)
+    fused = any(cfg.get(k) for k in ("liger_fused_linear_cross_entropy", "cut_cross_entropy", "chunked_cross_entropy"))
+    saved = base["layers"] * tokens * (2 * width if cfg.get("gradient_checkpointing") else kept)
+    if cfg.get("activation_offloading") or cfg.get("gradient_checkpointing") == "offload":
+        saved = 2 * tokens * 2 * width
+    loss = tokens * (14 * width if fused else 12 * base["vocab"])
+    recomputed = tokens * (working + (kept if cfg.get("gradient_checkpointing") else 0))
+    size = 4 if stage is None and adapted is not None else 2
+    found = {
+        "weights": linear * (0.5159 if four_bit(cfg) else 1 if cfg.get("load_in_8bit") else 2) / (spread if stage == 3 else 1),
+        "embedding, head, norms": others * (4 if four_bit(cfg) and cfg.get("attn_implementation") in ("sdpa", "eager") else 2),
+        "adapter": trained * size if adapted is not None else 0,
+        "gradients": trained * size / (spread if stage and stage >= 2 else 1),
+        "optimizer": trained * (optimizer_bytes(cfg) + (4 if stage is not None else 0)) / (spread if stage else 1),
+        "activations kept": saved,
+        "one layer at work": max(0, recomputed - loss),
+        "loss" if fused else "logits and loss": loss,
+        "dequantized matrix": max(a * b for a, b in linears(base).values()) * 2 if four_bit(cfg) or cfg.get("load_in_8bit") else 0,
+        "runtime": (0.6 + (0.6 if spread > 1 else 0)) * GIB,
+    }
+    return {k: v for k, v in found.items() if v}
+
+
+def layer_bytes(cfg, base):
+    """(bytes a token that autograd keeps of one decoder layer, bytes a token at work in its backward pass)."""
+    h, i, kv = base["hidden"], base["intermediate"], base["kv_heads"] * base["head_dim"]
+    if cfg.get("lora_mlp_kernel") and cfg.get("lora_qkv_kernel"):  # Axolotl's kernels keep the inputs and gate and up, and no copies
+        return 12 * h + 4 * kv + 4 * i, 6 * i
+    dropped = 3 if float(cfg.get("lora_dropout") or 0) > 0 else 2  # the bf16 input of lora_A, and the mask
+    adapter = dropped * (6 * h + i) if cfg.get("adapter") else 2 * (2 * h + i)
+    return 8 * h + 4 * (h + kv) + 6 * i + adapter, 10 * i
+
+
+def interval(found):
+    """(expected, low, high) GiB of what `parts` found. Low: what PyTorch must hold; high: what the driver may show, with the allocator's blocks and fragments."""
+    total, runtime = sum(found.values()), found["runtime"]
+    logits = found.get("logits and loss", 0)  # how often they are copied differs between versions: 10 to 17 bytes a logit
+    moving = logits + sum(found.get(k, 0) for k in ("activations kept", "one layer at work", "loss"))
+    return total / GIB, ((total - runtime) * 0.96 - 0.15 * moving) / GIB, (total * 1.04 + 0.2 * moving + 0.4 * logits + 0.6 * GIB) / GIB
+
+
+def minutes(cfg, base, gpu, gpus, computed, steps, held):
+    """Minutes of training and evaluation: FLOPs over the peak's usable share, and what NF4 adds in memory traffic.
+
+    A token costs 2 FLOPs a weight forward, 2 for the gradient of its input, 2 again if the layer is recomputed, and in full fine-tuning 2 for the weight's own
+    gradient (Kaplan 2020, appendix B; Korthikanti 2022); attention adds 4 · tokens · context · width forward, half of it under the causal mask.
+    """
+    full = not cfg.get("adapter")
+    recompute = bool(cfg.get("gradient_checkpointing"))
+    weights = linear_parameters(base) + base["hidden"] * base["vocab"] + (adapter_parameters(base, cfg) if not full else 0)
+    context = min(int(cfg.get("sequence_len") or 512), computed["longest"])
+    attention = 2 * base["layers"] * base["heads"] * base["head_dim"] * context
+    token = (2 * weights + attention) * (2 + recompute + full)
+    flops = token * computed["train"] + (2 * weights + attention) * sum(held) * computed["evals"]
+    if not gpu:
+        peaks = [f * computed["cores"] for f in CPU]
+        return [flops / p / 60 + s * steps / 60 + 0.5 for p, s in zip(peaks, (0.25, 0.12, 0.05))]
+    peak = gpu.get("bf16_tflops") or gpu.get("fp16_tflops")
+    traffic = 0.0
+    if four_bit(cfg):  # each matrix is read as NF4, written as bf16 and read again, in every pass of every micro batch
+        passes = steps * int(cfg.get("gradient_accumulation_steps") or 1) * (2 + recompute)
+        traffic = passes * linear_parameters(base) * 4.5 / (gpu["bandwidth_gb_s"] * 1e9 * 0.7)
+    return [flops / (peak * 1e12 * e * gpus) / 60 + traffic / 60 + s for e, s in zip(EFFICIENCY, reversed(START))]
+
+
+def disk(cfg, base):
+    """GiB: base, merged and F16 at 2 bytes a weight, the quantized files, checkpoints of adapter and optimizer."""
+    weights = parameters(base)
+    quants = (cfg.get("export") or {}).get("quantize") or []
+    kept = int(cfg.get("save_total_limit") or max(1, round(float(cfg.get("num_epochs") or 1) * int(cfg.get("saves_per_epoch") or 1))))
+    trained = adapter_parameters(base, cfg) if cfg.get("adapter") else weights
+    models = weights * 2 * (2 + bool(quants)) + sum(weights * QUANT_BITS.get(str(q).upper()[:2], 8) / 8 for q in quants)
+    return (models + trained * 12 * kept + trained * 4) / GIB
+
+
+def merge_ram(base):
+    """GiB at the merge's peak: Axolotl's imports, and twice the largest shard (measured: 2.14 shards of 5 GB; files on the hub have up to 5 GB)."""
+    return 1.2 + 2 * min(5e9, parameters(base) * 2) / GIB
