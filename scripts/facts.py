@@ -6,12 +6,12 @@ A base that is not among them is looked up in its own folder, or in the hub's ca
 import json
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).parent.parent / "recipes/facts"  # also for recipes outside this folder
-# What `minutes` and `disk` reckon with.
 # Share of the GPU's dense bf16 peak that training steps reach, recomputation counted as work: low, expected, high. Published points lie between 0.4 and 0.9.
 EFFICIENCY = (0.25, 0.5, 0.95)
 START = (0.7, 2, 6)  # minutes: imports, reading and quantizing the weights, compiling kernels, saving
@@ -21,13 +21,19 @@ QUANT_BITS = {"IQ": 4, "Q2": 3, "Q3": 4, "Q4": 4.9, "Q5": 5.7, "Q6": 6.6, "Q8": 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+@lru_cache
+def table(name):
+    """recipes/facts/NAME, parsed once a process."""
+    return yaml.load((ROOT / name).read_text(encoding="utf-8"), Loader=LOADER)
+
+
 def base(model):
     """What is known of a base model without loading it (see recipes/facts/bases.yml for the keys): {} where nothing is.
 
     From its folder, from the facts that come with the repository, or from the hub's cache on this machine, in this order.
     """
     model = str(model)
-    known = yaml.load((ROOT / "bases.yml").read_text(encoding="utf-8"), Loader=LOADER)
+    known = table("bases.yml")
     if (Path(model) / "config.json").is_file():
         return from_config(Path(model))
     name = known["aliases"].get(model, model)
@@ -71,15 +77,15 @@ def from_config(folder):
 
 
 def gpus():
-    return yaml.load((ROOT / "gpus.yml").read_text(encoding="utf-8"), Loader=LOADER)
+    return table("gpus.yml")
 
 
 def gpu(kind):
     """Facts of a GPU by its key in recipes/facts/gpus.yml, {} for None. Raises ValueError for an unknown one."""
     known = gpus()
-    if kind is not None and kind not in known:
+    if kind and kind not in known:
         raise ValueError(f"unknown GPU {kind!r}; recipes/facts/gpus.yml knows {', '.join(known)}: take one of them, or add yours there")
-    return known[kind] if kind is not None else {}
+    return known[kind] if kind else {}
 
 
 def gpu_called(name):
@@ -173,8 +179,10 @@ def parts(cfg, base, gpus, longest):
     saved = base["layers"] * tokens * (2 * width if cfg.get("gradient_checkpointing") else kept)
     if cfg.get("activation_offloading") or cfg.get("gradient_checkpointing") == "offload":
         saved = 2 * tokens * 2 * width
-    loss = tokens * (14 * width if fused else 12 * base["vocab"])
-    recomputed = tokens * (working + (kept if cfg.get("gradient_checkpointing") else 0))
+    # The peak is at the loss, or later, while one layer is (computed again and) differentiated, with one matrix dequantized.
+    loss = tokens * (24 * width if fused else 12 * base["vocab"])
+    matrix = 2 * max(a * b for a, b in linears(base).values()) if four_bit(cfg) or cfg.get("load_in_8bit") else 0
+    layer = matrix + tokens * (working if cfg.get("gradient_checkpointing") else working - kept if working > kept else 0)
     size = 4 if stage is None and adapted is not None else 2
     found = {
         "weights": linear * (0.5159 if four_bit(cfg) else 1 if cfg.get("load_in_8bit") else 2) / (spread if stage == 3 else 1),
@@ -183,22 +191,26 @@ def parts(cfg, base, gpus, longest):
         "gradients": trained * size / (spread if stage and stage >= 2 else 1),
         "optimizer": trained * (optimizer_bytes(cfg) + (4 if stage is not None else 0)) / (spread if stage else 1),
         "activations kept": saved,
-        "one layer at work": max(0, recomputed - loss),
-        "loss" if fused else "logits and loss": loss,
-        "dequantized matrix": max(a * b for a, b in linears(base).values()) * 2 if four_bit(cfg) or cfg.get("load_in_8bit") else 0,
+        "one layer at work": layer if layer > loss else 0,
+        "logits and loss" if not fused else "loss": loss if loss >= layer else 0,
         "runtime": (0.6 + (0.6 if spread > 1 else 0)) * GIB,
     }
     return {k: v for k, v in found.items() if v}
 
 
 def layer_bytes(cfg, base):
-    """(bytes a token that autograd keeps of one decoder layer, bytes a token at work in its backward pass)."""
+    """(bytes a token that autograd keeps of one decoder layer, bytes a token that are alive while it is differentiated).
+
+    h, i, kv: widths of hidden states, MLP and keys. RMSNorm keeps fp32 copies (8h), attention q, k, v and its output (4h + 4kv), the MLP gate, up and their product (6i);
+    PEFT's lora_A keeps a bf16 copy of its input for each of seven matrices, dropout its mask. The factors are those of reports/calibration/trace.jsonl, rounded.
+    """
     h, i, kv = base["hidden"], base["intermediate"], base["kv_heads"] * base["head_dim"]
-    if cfg.get("lora_mlp_kernel") and cfg.get("lora_qkv_kernel"):  # Axolotl's kernels keep the inputs and gate and up, and no copies
-        return 12 * h + 4 * kv + 4 * i, 6 * i
-    dropped = 3 if float(cfg.get("lora_dropout") or 0) > 0 else 2  # the bf16 input of lora_A, and the mask
-    adapter = dropped * (6 * h + i) if cfg.get("adapter") else 2 * (2 * h + i)
-    return 8 * h + 4 * (h + kv) + 6 * i + adapter, 10 * i
+    dropped, dense = float(cfg.get("lora_dropout") or 0) > 0, 0 if four_bit(cfg) else 1
+    if cfg.get("lora_mlp_kernel") and cfg.get("lora_qkv_kernel"):  # Axolotl's keep each input once, and gate and up
+        return (20 * h + 4 * kv + 5 * i, 24 * h + 8 * kv + 9 * i) if dropped else (18 * h + 4 * kv + 4 * i, 15 * h + 8 * kv + 8 * i)
+    if dropped:
+        return 32 * h + 4 * kv + 9 * i, 36 * h + 8 * kv + (12 + 8 * dense) * i
+    return 18 * h + 4 * kv + (8 + 2 * dense) * i, 15 * h + 8 * kv + (12.6 + 8 * dense) * i
 
 
 def interval(found):
@@ -206,7 +218,7 @@ def interval(found):
     total, runtime = sum(found.values()), found["runtime"]
     logits = found.get("logits and loss", 0)  # how often they are copied differs between versions: 10 to 17 bytes a logit
     moving = logits + sum(found.get(k, 0) for k in ("activations kept", "one layer at work", "loss"))
-    return total / GIB, ((total - runtime) * 0.96 - 0.15 * moving) / GIB, (total * 1.04 + 0.2 * moving + 0.4 * logits + 0.6 * GIB) / GIB
+    return total / GIB, ((total - runtime) * 0.955 - 0.05 * moving) / GIB, (total * 1.04 + 0.2 * moving + 0.4 * logits + 0.6 * GIB) / GIB
 
 
 def minutes(cfg, base, gpu, gpus, computed, steps, held):
@@ -237,7 +249,7 @@ def disk(cfg, base):
     """GiB: base, merged and F16 at 2 bytes a weight, the quantized files, checkpoints of adapter and optimizer."""
     weights = parameters(base)
     quants = (cfg.get("export") or {}).get("quantize") or []
-    kept = int(cfg.get("save_total_limit") or max(1, round(float(cfg.get("num_epochs") or 1) * int(cfg.get("saves_per_epoch") or 1))))
+    kept = int(cfg.get("save_total_limit") or 4)  # four is what Axolotl keeps unless told otherwise
     trained = adapter_parameters(base, cfg) if cfg.get("adapter") else weights
     models = weights * 2 * (2 + bool(quants)) + sum(weights * QUANT_BITS.get(str(q).upper()[:2], 8) / 8 for q in quants)
     return (models + trained * 12 * kept + trained * 4) / GIB

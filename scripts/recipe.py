@@ -61,14 +61,18 @@ def positions(path):
     """({("datasets", 0, "path"): line, …}, [(line, key that stands twice), …]) of a YAML file that `read` takes."""
     found, twice = {(): 1}, []
 
-    def walk(node, at):
+    def walk(node, at, merged=False):
         if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
+            merge = "tag:yaml.org,2002:merge"  # `<<`: what is merged in gives way to what is written here
+            for key, value in sorted(node.value, key=lambda pair: pair[0].tag == merge):
                 here, line = (*at, key.value), key.start_mark.line + 1
-                if here in found:
-                    twice.append((line, key.value))
-                found[here] = line
-                walk(value, here)
+                if key.tag == merge:
+                    for other in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                        walk(other, at, merged=True)
+                elif here not in found or not merged:
+                    twice.extend([(line, key.value)] if here in found else [])
+                    found[here] = line
+                    walk(value, here)
         elif isinstance(node, yaml.SequenceNode):
             for i, item in enumerate(node.value):
                 found[*at, i] = item.start_mark.line + 1

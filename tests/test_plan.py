@@ -53,6 +53,31 @@ def test_published_memory_lies_within(gib, base, options, gpus):
     assert high < 1.8 * low + 1, "an interval that contains everything says nothing"
 
 
+def traced():
+    """(error of the plan, the trace) of every step in reports/calibration/trace.jsonl: transformers, PEFT and bitsandbytes on tensors without data."""
+    for line in Path("reports/calibration/trace.jsonl").read_text().splitlines():
+        t = json.loads(line)
+        cfg = {k: t[k] for k in ("adapter", "sequence_len")} | {
+            "load_in_4bit": t["adapter"] == "qlora",
+            "lora_r": t["r"],
+            "lora_dropout": t["dropout"],
+        }
+        cfg |= {
+            "micro_batch_size": t["micro_batch"],
+            "gradient_checkpointing": t["checkpointing"],
+            "lora_target_linear": True,
+            "sample_packing": True,
+        }
+        cfg |= {"liger_fused_linear_cross_entropy": t["fused_loss"], "lora_mlp_kernel": t["kernels"], "lora_qkv_kernel": t["kernels"]}
+        parts = facts.parts(cfg, facts.base(t["base"]), 1, 10**6)
+        yield (sum(parts.values()) - parts["runtime"]) / t["peak_bytes"] - 1, t
+
+
+def test_traced_steps_take_what_the_plan_says():
+    errors = sorted(error for error, _ in traced())
+    assert len(errors) >= 24 and -0.015 < errors[0] and errors[-1] < 0.05, (errors[0], errors[-1])
+
+
 SPEED = [  # tokens a second (RTX 4090, torchtune), seconds a step (T4, Unsloth: 8 sequences of 2048)
     ("rtx4090", L8, {**QLORA, **FUSED, "lora_r": 8}, 2413),
     ("rtx4090", L8, {**QLORA, **FUSED, "adapter": "lora", "load_in_4bit": False, "lora_r": 8}, 3083),

