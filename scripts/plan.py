@@ -10,7 +10,6 @@ else the base's tokenizer's where it is at hand, else estimated from characters 
 import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 from scripts import data, facts, files, process, receipt, recipe

@@ -6,6 +6,7 @@ pirate+lora_r=16            the same with one key changed: a variant, in an outp
 
 import difflib
 import math
+import os
 import re
 from pathlib import Path
 
@@ -128,6 +129,14 @@ def hardware(cfg):
     hw = cfg.get("x_hardware") or {}
     gpu = hw.get("gpu", "none")
     return (None if gpu in (None, "none") else str(gpu)), int(hw.get("count", 1))
+
+
+def ranks(cfg):
+    """GPUS=n, else the count of the recipe's own machine."""
+    asked = os.environ.get("GPUS")
+    if asked and not (asked.isdecimal() and int(asked)):
+        raise ValueError(f"GPUS={asked}: a whole number of ranks, 1 or more")
+    return int(asked) if asked else hardware(cfg)[1]
 
 
 def global_batch(cfg):

@@ -40,8 +40,8 @@ def hashes(paths):
 
 def refuse_machine(name, cfg):
     """Too few GPUs, or a GPUS=n that doesn't divide: say what the recipe needs and what to run instead."""
-    kind, count = recipe.hardware(cfg)
-    wanted = int(os.environ.get("GPUS") or count)
+    kind = recipe.hardware(cfg)[0]
+    wanted = recipe.ranks(cfg)
     recipe.accumulation(cfg, wanted, int(os.environ.get("NNODES") or 1))
     here = len(receipt.gpus())
     if kind and here < wanted:

@@ -172,7 +172,7 @@ def main(argv):
         return 2
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, own = recipe.read(folder / "recipe.yml"), recipe.load(name)
-    gpus, nodes = int(os.environ.get("GPUS") or recipe.hardware(own)[1]), int(os.environ.get("NNODES") or 1)
+    gpus, nodes = recipe.ranks(own), int(os.environ.get("NNODES") or 1)
     key = run_key(folder, cfg)
     training = folder / "training"
     command = torchrun(own, folder, gpus, nodes)

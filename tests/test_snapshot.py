@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import pytest
 import yaml
 
 from conftest import one_line, room
@@ -78,3 +79,8 @@ def test_missing_files_and_unknown_recipes(copy):
     one_line(snap(), "datasets/pirate/eval.jsonl: no such file")
     edit("recipes/pirate-nano.yml", "lora_r: 64", "lora_r: [64")
     one_line(snap(), "recipes/pirate-nano.yml:", "broken YAML")
+
+
+@pytest.mark.parametrize("asked", ["0", "x", "-1", "1.5"])
+def test_gpus_is_a_number_of_ranks(copy, asked):
+    one_line(room("snapshot", "pirate-nano", "--train", GPUS=asked), f"GPUS={asked}: a whole number of ranks")

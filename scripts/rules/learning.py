@@ -71,7 +71,7 @@ def lr_exhausted(c):
         spent = sum(s is not None and s < 0.01 and i * steps // 400 >= warmup for i, s in enumerate(shares)) / 400
         if spent > 0.2:
             what = f"{spent:.0%} of the {steps} steps run at under 1 % of the peak learning rate"
-            yield "lr_scheduler", what, "plain cosine spends 6 % there; cosine_min_lr_ratio: 0.1 none"
+            yield "lr_scheduler", what, "lr_scheduler: cosine spends 6 % there, with cosine_min_lr_ratio: 0.1 none"
 
 
 def lr_range(c):
