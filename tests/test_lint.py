@@ -344,6 +344,7 @@ def test_every_rule_is_tested_and_in_the_readme():
     assert tested == set(rules())
     shown = re.search(r"<!-- rules -->\n(.*)\n<!-- /rules -->", (ROOT / "recipes/README.md").read_text(), re.S)[1]
     assert shown == lint.table() and all(line.count(" | ") == 5 for line in shown.splitlines()[2:])
+    assert f"{len(tested)} rules" in (ROOT / "README.md").read_text()
 
 
 def test_findings_name_the_line_of_their_key(here):
