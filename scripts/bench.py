@@ -6,6 +6,7 @@
 Each line has its bound; the exit code is 1 if one is exceeded.
 """
 
+import importlib
 import json
 import shutil
 import statistics
@@ -95,7 +96,8 @@ def plug_in_overhead(rounds=80):
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-    from scripts.cpu import never_repack
+
+    never_repack = importlib.import_module("scripts.cpu").never_repack  # by its name, as Axolotl loads it
 
     model = AutoModelForCausalLM.from_pretrained(
         "outputs/nano/pirate",

@@ -99,7 +99,8 @@ def local_rows():
         server = [process.llama_cpp(tool) for tool in ("convert_hf_to_gguf.py", "llama-quantize", "llama-server")][-1]
         said, why = ask(server, "--version")
         mend = f"rm -r {root} && make setup" if root.is_relative_to(files.CACHE) else "build it anew"
-        yield row("llama.cpp", f"{(re.search(r'version: (\S+)', said) or ['', 'built'])[1]} in {root}", why, mend)
+        version = (re.search(r"version: (\S+)", said) or ["", "built"])[1]
+        yield row("llama.cpp", f"{version} in {root}", why, mend)
     except ValueError as error:  # make builds its own when first needed, but never in a folder of yours
         how = "warning" if str(root) == "-" or root.is_relative_to(files.CACHE) else "missing"
         yield "llama.cpp", how, str(error).partition("; ")[0], "make setup, or set LLAMA_CPP_DIR to a built one"

@@ -10,6 +10,7 @@ else the base's tokenizer's where it is at hand, else estimated from characters 
 import argparse
 import json
 import random
+import textwrap
 from pathlib import Path
 
 from scripts import data, facts, files, process, receipt, recipe
@@ -37,7 +38,9 @@ def lengths(cfg, base, name, rows=None):
             seen = [] if not view["rows"] else [count(turns) for _, turns in view["rows"]]
             found[kind] += seen + random.Random(0).choices(seen, k=view["count"] - len(seen))
             if kind == "train":
-                replies += sum(len(text) / data.CHARS_PER_TOKEN + 1 for _, turns in view["rows"] for role, text in turns if role == "assistant")
+                replies += sum(
+                    len(text) / data.CHARS_PER_TOKEN + 1 for _, turns in view["rows"] for role, text in turns if role == "assistant"
+                )
                 total += sum(data.tokens(turns) for _, turns in view["rows"])
     if share := float(cfg.get("val_set_size") or 0):
         held = int(share if share > 1 else share * len(found["train"]))
@@ -221,7 +224,8 @@ def say(told):
         print(f"{what:<43}{size:>12,.1f}{'':>10}  GiB")
     print()
     if card:
-        print(f"fits on     {told['gpus']} × any of {', '.join(told['fits']) or 'no GPU that is known here'}")
+        fits = f"{told['gpus']} × any of {', '.join(told['fits']) or 'no GPU that is known here'}"
+        print(textwrap.fill(fits, 110, initial_indent="fits on     ", subsequent_indent=" " * 12, break_on_hyphens=False))
     for n, s in enumerate(told["savings"]):
         told_of = [(s["gib"], "GiB"), (s["minutes"], "minutes")]
         won, lost = ([f"{abs(v):g} {unit}" for v, unit in told_of if v * sign > 0] for sign in (1, -1))
