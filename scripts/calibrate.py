@@ -17,19 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from scripts import files, process, receipt
+from scripts.steps.model import ACCUMULATION, BASES, build, prepare
+from scripts.steps.tracing import as_on_cuda, tracker
 
 FOLDER = Path("reports/calibration")
 KEYS = ["base", "adapter", "sequence_len", "micro_batch", "r", "dropout", "checkpointing", "fused_loss", "kernels"]
-SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"]
-BASES = {
-    "meta-llama/Llama-3.2-1B": (2048, 16, 32, 8, 64, 8192, 128256),
-    "meta-llama/Llama-3.2-3B": (3072, 28, 24, 8, 128, 8192, 128256),
-    "meta-llama/Llama-3.1-8B": (4096, 32, 32, 8, 128, 14336, 128256),
-    "nano": (64, 2, 4, 2, 16, 128, 512),  # for the tests
-}
-ACCUMULATION = 2  # the second micro batch finds the gradients of the first: the peak of every recipe that accumulates
 WARM_UP, TIMED = 3, 5
-PARTS = {"weights": "weights", "forward": "activations", "loss": "activations", "layers": "temporary", "step": "optimizer"}  # of a phase
 
 
 def point(line, where="a point"):
@@ -40,163 +33,6 @@ def point(line, where="a point"):
         return dict(zip(KEYS, [base, adapter, int(tokens), int(rows), int(r), float(dropout), *(flag in on for flag in "cfk")]))
     except (ValueError, KeyError):
         raise ValueError(f"{where}: {line!r} is not BASE ADAPTER TOKENS ROWS R DROPOUT FLAGS, as in `8B qlora 2048 1 64 0.05 cf`") from None
-
-
-def build(p):
-    """The model with its adapter on the meta device: shapes and dtypes, no bytes."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-
-    shape = dict(zip(SHAPE, BASES[p["base"]]))
-    config = LlamaConfig(**shape, tie_word_embeddings="3.2" in p["base"], max_position_embeddings=p["sequence_len"])
-    with torch.device("meta"):
-        # Axolotl lets PEFT lift norms, embeddings and head to float32 and then takes them back to bfloat16: here they never leave it.
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").requires_grad_(False)
-        if p["adapter"] == "qlora":
-            replace_with_bnb_linear(model, ["lm_head"], BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16))
-            model.is_loaded_in_4bit = True
-        if p["checkpointing"]:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-        lora = LoraConfig(r=p["r"], lora_alpha=32, lora_dropout=p["dropout"], target_modules="all-linear", task_type="CAUSAL_LM")
-        return get_peft_model(model, lora).train()  # PEFT makes the adapter float32, and Axolotl leaves it so
-
-
-def fill(model, device):
-    """Give every parameter its bytes, matrix by matrix, quantizing on the way: the whole is never there in bfloat16."""
-    import bitsandbytes as bnb
-    import torch
-
-    torch.manual_seed(0)
-    done = {}  # a tied head is the same parameter
-    how = {"blocksize": 64, "compress_statistics": True, "quant_type": "nf4", "quant_storage": torch.bfloat16}
-    for module in model.modules():
-        nf4 = isinstance(module, bnb.nn.Linear4bit)
-        for name, old in module.named_parameters(recurse=False):
-            if id(old) not in done:
-                weight = torch.empty(old.shape, dtype=torch.bfloat16 if nf4 else old.dtype, device=device).normal_(std=0.02)
-                weight, state = bnb.functional.quantize_4bit(weight, **how) if nf4 else (weight, None)
-                done[id(old)] = torch.nn.Parameter(weight, requires_grad=old.requires_grad)
-                done[id(old)].quant_state = state
-            module._parameters[name] = done[id(old)]
-        for name, old in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.ones(old.shape, dtype=old.dtype, device=device)
-
-
-def fuse(model, on):
-    """Axolotl's LoRA kernels. Once they have patched the attention, every model of this process must be told whether to use them."""
-    from transformers.models.llama.modeling_llama import LlamaAttention
-
-    if on or hasattr(LlamaAttention, "_original_forward"):
-        from axolotl.monkeypatch import lora_kernels
-        from axolotl.utils.dict import DictDefault
-
-        lora_kernels.get_attention_cls_from_config = lambda _: LlamaAttention  # it would ask the hub
-        lora_kernels.patch_self_attn_lora(DictDefault())
-        lora_kernels.apply_lora_kernel_patches(model, DictDefault(lora_qkv_kernel=on, lora_o_kernel=on, lora_mlp_kernel=on))
-
-
-def fused_loss(hidden, weight, labels):
-    """Liger's fused linear cross-entropy; without a GPU a stand-in that takes the same memory: the gradient, and one chunk of logits."""
-    if hidden.is_cuda:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        return liger_fused_linear_cross_entropy(hidden, weight, labels)
-    tokens, vocab, width = len(hidden), *weight.shape
-    chunk = min(tokens, 1 << (-(-tokens // -(-vocab // width)) - 1).bit_length())
-    _held = hidden.new_empty(tokens, width), hidden.new_empty(chunk, vocab)
-    return hidden[0, 0].float()  # whose backward makes the gradient anew
-
-
-def prepare(model, p, device):
-    """(trainable weights, optimizer, a function that takes one micro batch through the model as Trainer and accelerate do)."""
-    import torch
-    from accelerate.utils.operations import convert_to_fp32
-
-    fill(model, device)
-    fuse(model, p["kernels"])
-    llama, trainable = model.get_base_model(), [w for w in model.parameters() if w.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-4, fused=True)
-    ids = torch.ones(p["micro_batch"], p["sequence_len"], dtype=torch.long, device=device)
-
-    def loss():
-        # Traces run on fake CPU tensors, but PEFT and checkpointing ask for CUDA's autocast.
-        with torch.autocast("cuda", torch.bfloat16), torch.autocast("cpu", torch.bfloat16):
-            if p["fused_loss"]:
-                hidden = llama.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-                return fused_loss(hidden, llama.lm_head.weight, ids.flatten())
-            out = model(input_ids=ids, labels=ids, use_cache=False)
-        return convert_to_fp32(out)["loss"]
-
-    return trainable, optimizer, lambda: (loss() / ACCUMULATION).backward()
-
-
-def workspace(op, args):
-    """What two CUDA kernels take for themselves, by their source: bitsandbytes dequantizes a matrix, flash attention sums dQ in float32."""
-    if op.startswith("bitsandbytes.gemm_4bit"):
-        elements = args[2][0] * args[2][1]
-        return 2 * elements + 8 * (elements // 64)
-    if op.startswith("aten._scaled_dot_product_flash_attention_backward"):
-        return args[1].numel() * (4 if args[1].shape == args[2].shape else 8)  # grouped queries: dK and dV of every head, too
-    return 0
-
-
-def tracker():
-    """A dispatch mode that adds up the bytes of living storages, each under the part of the phase that made it."""
-    import weakref
-
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Live(TorchDispatchMode):
-        alive, now, peak, phase, phases = {}, 0, 0, "weights", {}
-
-        def gone(self, key):
-            self.now -= self.alive.pop(key)[0]
-
-        def name(self, tensor, part):
-            self.alive[tensor.untyped_storage()._cdata][1] = part
-
-        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-            out = op(*args, **(kwargs or {}))
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-                    storage = tensor.untyped_storage()
-                    key, size = storage._cdata, -(-storage.nbytes() // 512) * 512  # CUDA's allocator hands out multiples of 512
-                    if key not in self.alive:
-                        self.alive[key] = [size, PARTS[self.phase], weakref.ref(storage, lambda _, key=key: self.gone(key))]
-                        self.now += size
-            total = self.now + (extra := workspace(str(op), args))
-            self.phases[self.phase] = max(self.phases.get(self.phase, 0), total)
-            if total > self.peak:
-                self.peak, self.at, self.parts = total, f"{self.phase}: {op}", {}
-                for size, part, _ in [*self.alive.values(), (extra, "temporary", None)]:
-                    self.parts[part] = self.parts.get(part, 0) + size
-            return out
-
-    return Live()
-
-
-def as_on_cuda(kernels):
-    """What CPU tensors must do to take the memory CUDA's would. (Backward on fake CUDA tensors needs a driver.)"""
-    import bitsandbytes as bnb
-    import torch
-
-    def dequantize(packed, state=None):
-        out = packed if state is None else bnb.functional.dequantize_4bit(packed.view(-1, 1), state)
-        return out.t() if state and len(packed) == 1 else out
-
-    flash = torch.ops.aten._scaled_dot_product_flash_attention
-    yield "torch.nn.functional.scaled_dot_product_attention", lambda q, k, v, **_: flash(q, k, v, 0.0, True)[0]
-    yield "torch.nn.Dropout.forward", lambda self, x: torch.native_dropout(x, self.p, self.training)[0]
-    if kernels:
-        import axolotl.monkeypatch.lora_kernels  # noqa: F401 - while tensors are real
-
-        yield "axolotl.kernels.lora.dequantize", dequantize
-        yield "axolotl.kernels.lora._gradient_mm", lambda left, right, dtype, _: left.new_empty(len(left), right.shape[1], dtype=dtype)
 
 
 def trace(p, fake=True, cuda=True):

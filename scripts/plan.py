@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scripts import data, facts, files, process, receipt, recipe
 
-RUNS, FIT = Path("reports/calibration/runs.jsonl"), Path("reports/calibration/fit.json")
+RUNS, GRID = Path("reports/calibration/runs.jsonl"), Path("reports/calibration/grid.jsonl")
 GIB = 2**30
 
 
@@ -185,7 +185,7 @@ def predict(cfg, name, gpu, gpus, price=None, rows=None):
         )
     card = facts.gpu(gpu)
     sizes, trained, unsure, source = lengths(cfg, base, name, rows)
-    told = {"recipe": name, "base": base["name"], "gpu": gpu or "none", "gpus": gpus, "calibrated": FIT.exists()}
+    told = {"recipe": name, "base": base["name"], "gpu": gpu or "none", "gpus": gpus, "calibrated": GRID.exists()}
     told |= plan(cfg, base, card, gpus, sizes, unsure) | {"tokens_from": source, "trained_share": round(trained, 3)}
     rate = price if price is not None else card.get("price_usd_h")
     if gpu and rate is not None:

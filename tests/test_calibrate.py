@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from conftest import one_line, room
 from scripts import calibrate
-from tests.conftest import one_line, room
 
 
 def nano(adapter="qlora", on="cf", rows=2, dropout=0.05):
