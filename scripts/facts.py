@@ -137,88 +137,17 @@ def four_bit(cfg):
     return bool(cfg.get("load_in_4bit") or cfg.get("adapter") == "qlora")
 
 
-def optimizer_bytes(cfg):
-    """Bytes of state a trainable weight: two fp32 moments; one byte each in 8-bit ones (Dettmers 2021), one moment for Lion and SGD with momentum."""
-    name = str(cfg.get("optimizer") or "adamw_torch")
-    moments = 1 if re.search(r"lion|sgd|muon", name) else 0.02 if "adafactor" in name else 2
-    return moments * (1 if "8bit" in name else 0.5 if "4bit" in name else 4)
-
-
 def zero(cfg):
-    """The ZeRO stage of the recipe's DeepSpeed config, None without one; of a file that is not here, what its name says."""
+    """The ZeRO stage of the recipe's DeepSpeed config, inline or in a file; of a file that is not here, what its name says. None: no DeepSpeed."""
     config = cfg.get("deepspeed")
     if isinstance(config, str):
+        named = re.search(r"zero(\d)", config)
         try:
             config = json.loads(Path(config).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            named = re.search(r"zero(\d)", config)
+        except (OSError, ValueError, RecursionError):
             return int(named[1]) if named else None
-    return (config.get("zero_optimization") or {}).get("stage") if isinstance(config, dict) else None
-
-
-def parts(cfg, base, gpus, longest):
-    """{part: bytes} of the peak memory of one device in a training step, PyTorch's own allocations and the runtime beneath them.
-
-    Weights as QLoRA stores them (Dettmers 2023, section 3: NF4 in blocks of 64, an 8-bit scale a block, an fp32 scale for 256 of those: 0.5159 bytes a weight);
-    adapter and gradients in fp32 as PEFT casts them, bf16 with fp32 masters under DeepSpeed; ZeRO shards over `gpus` (Rajbhandari 2020, section 5).
-    Activations by counting the tensors that autograd keeps in transformers' Llama under PEFT (`layer_bytes`); checkpointing keeps each layer's input
-    and one layer's tensors (Chen 2016; Korthikanti 2022, section 4).
-    """
-    linear, width = linear_parameters(base), base["hidden"]
-    others = parameters(base) - linear
-    adapted = adapter_parameters(base, cfg) if cfg.get("adapter") else None
-    trained = parameters(base) if adapted is None else adapted
-    stage, spread = zero(cfg), max(1, gpus)
-    tokens = int(cfg.get("micro_batch_size") or 1) * (
-        int(cfg.get("sequence_len") or 512)
-        if cfg.get("sample_packing") or cfg.get("pad_to_sequence_len")
-        else min(longest, int(cfg.get("sequence_len") or 512))
-    )
-    kept, working = layer_bytes(cfg, base)
-    fused = any(cfg.get(k) for k in ("liger_fused_linear_cross_entropy", "cut_cross_entropy", "chunked_cross_entropy"))
-    saved = base["layers"] * tokens * (2 * width if cfg.get("gradient_checkpointing") else kept)
-    if cfg.get("activation_offloading") or cfg.get("gradient_checkpointing") == "offload":
-        saved = 2 * tokens * 2 * width
-    # The peak is at the loss, or later, while one layer is (computed again and) differentiated, with one matrix dequantized.
-    loss = tokens * (24 * width if fused else 12 * base["vocab"])
-    matrix = 2 * max(a * b for a, b in linears(base).values()) if four_bit(cfg) or cfg.get("load_in_8bit") else 0
-    layer = matrix + tokens * (working if cfg.get("gradient_checkpointing") else working - kept if working > kept else 0)
-    size = 4 if stage is None and adapted is not None else 2
-    found = {
-        "weights": linear * (0.5159 if four_bit(cfg) else 1 if cfg.get("load_in_8bit") else 2) / (spread if stage == 3 else 1),
-        "embedding, head, norms": others * (4 if four_bit(cfg) and cfg.get("attn_implementation") in ("sdpa", "eager") else 2),
-        "adapter": trained * size if adapted is not None else 0,
-        "gradients": trained * size / (spread if stage and stage >= 2 else 1),
-        "optimizer": trained * (optimizer_bytes(cfg) + (4 if stage is not None else 0)) / (spread if stage else 1),
-        "activations kept": saved,
-        "one layer at work": layer if layer > loss else 0,
-        "logits and loss" if not fused else "loss": loss if loss >= layer else 0,
-        "runtime": (0.6 + (0.6 if spread > 1 else 0)) * GIB,
-    }
-    return {k: v for k, v in found.items() if v}
-
-
-def layer_bytes(cfg, base):
-    """(bytes a token that autograd keeps of one decoder layer, bytes a token that are alive while it is differentiated).
-
-    h, i, kv: widths of hidden states, MLP and keys. RMSNorm keeps fp32 copies (8h), attention q, k, v and its output (4h + 4kv), the MLP gate, up and their product (6i);
-    PEFT's lora_A keeps a bf16 copy of its input for each of seven matrices, dropout its mask. The factors are those of reports/calibration/trace.jsonl, rounded.
-    """
-    h, i, kv = base["hidden"], base["intermediate"], base["kv_heads"] * base["head_dim"]
-    dropped, dense = float(cfg.get("lora_dropout") or 0) > 0, 0 if four_bit(cfg) else 1
-    if cfg.get("lora_mlp_kernel") and cfg.get("lora_qkv_kernel"):  # Axolotl's keep each input once, and gate and up
-        return (20 * h + 4 * kv + 5 * i, 24 * h + 8 * kv + 9 * i) if dropped else (18 * h + 4 * kv + 4 * i, 15 * h + 8 * kv + 8 * i)
-    if dropped:
-        return 32 * h + 4 * kv + 9 * i, 36 * h + 8 * kv + (12 + 8 * dense) * i
-    return 18 * h + 4 * kv + (8 + 2 * dense) * i, 15 * h + 8 * kv + (12.6 + 8 * dense) * i
-
-
-def interval(found):
-    """(expected, low, high) GiB of what `parts` found. Low: what PyTorch must hold; high: what the driver may show, with the allocator's blocks and fragments."""
-    total, runtime = sum(found.values()), found["runtime"]
-    logits = found.get("logits and loss", 0)  # how often they are copied differs between versions: 10 to 17 bytes a logit
-    moving = logits + sum(found.get(k, 0) for k in ("activations kept", "one layer at work", "loss"))
-    return total / GIB, ((total - runtime) * 0.955 - 0.05 * moving) / GIB, (total * 1.04 + 0.2 * moving + 0.4 * logits + 0.6 * GIB) / GIB
+    stage = config.get("zero_optimization") if isinstance(config, dict) else None
+    return stage.get("stage") if isinstance(stage, dict) else None
 
 
 def minutes(cfg, base, gpu, gpus, computed, steps, held):

@@ -3,7 +3,7 @@
     python -m scripts.plan pirate                                  # the machine the recipe was written for
     python -m scripts.plan my.yml --gpu rtx4090 --gpus 1 --price 0.4 --json
 
-Formulae stand with their sources in scripts/facts.py; shapes of bases and GPUs in recipes/facts/. Tokens are Axolotl's own count where `make preprocess` was run,
+Formulae stand with their sources in scripts/steps/memory.py; shapes of bases and GPUs in recipes/facts/. Tokens are Axolotl's own count where `make preprocess` was run,
 else the base's tokenizer's where it is at hand, else estimated from characters (±15 %).
 """
 
@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 
 from scripts import data, facts, files, process, receipt, recipe
+from scripts.steps import memory
 
 RUNS, GRID = Path("reports/calibration/runs.jsonl"), Path("reports/calibration/grid.jsonl")
 GIB = 2**30
@@ -94,8 +95,8 @@ def plan(cfg, base, gpu, gpus, sizes, unsure=0.0):
         "ram_gib": round(facts.merge_ram(base), 1),
     }
     if gpu:
-        parts = facts.parts(cfg, base, gpus, computed["longest"])
-        made["vram_gib"] = three(*facts.interval(parts)) | {"parts": {k: round(v / GIB, 2) for k, v in parts.items()}}
+        parts = memory.parts(cfg, base, gpus, computed["longest"])
+        made["vram_gib"] = three(*memory.interval(parts)) | {"parts": {k: round(v / GIB, 2) for k, v in parts.items()}}
     return made
 
 
@@ -153,7 +154,7 @@ def savings(cfg, base, gpu, gpus, sizes, now):
 
 def fitting(cfg, base, gpus, longest):
     """Keys of the GPUs of which as many hold the run even if it takes the high figure, and that know its number format."""
-    need = facts.interval(facts.parts(cfg, base, gpus, longest))[2]
+    need = memory.interval(memory.parts(cfg, base, gpus, longest))[2]
     return [
         k
         for k, g in facts.gpus().items()

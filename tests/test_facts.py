@@ -3,6 +3,7 @@ import json
 import pytest
 
 from scripts import facts
+from scripts.steps import memory
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 FAMILIES = {  # one base of each shape, and the transformers config that builds it
@@ -49,7 +50,7 @@ def test_the_arithmetic_that_every_planner_must_reproduce():
     b = facts.base(LLAMA)
     assert facts.adapter_parameters(b, {"lora_r": 64, "lora_target_linear": True}) == 167_772_160
     assert facts.linear_parameters(b) == pytest.approx(6.98e9, rel=0.001)
-    parts = facts.parts({"adapter": "qlora", "lora_r": 64, "lora_target_linear": True}, b, 1, 512)
+    parts = memory.parts({"adapter": "qlora", "lora_r": 64, "lora_target_linear": True}, b, 1, 512)
     assert parts["weights"] == pytest.approx(3.6e9, rel=0.01) and parts["embedding, head, norms"] == pytest.approx(2.1e9, rel=0.01)
 
 

@@ -33,7 +33,7 @@ def case(path):
     c.held_out = bool(c.cfg.get("test_datasets") or (c.cfg.get("val_set_size") or 0) > 0)
     c.evaluates = c.held_out and c.cfg.get("eval_strategy") != "no"
     c.attention = attention(c)
-    c.stage = zero_stage(c.cfg.get("deepspeed"))
+    c.stage = facts.zero(c.cfg)
     equipped(c)
     counted(c)
     return c
@@ -54,18 +54,6 @@ def attention(c):
     flags = (name for flag, name in c.schema["x-attention-flags"].items() if c.cfg.get(flag))
     hybrid = "flash_attention_2" if c.cfg.get("gemma4_hybrid_attn_impl") else None
     return re.split("[:@]", c.cfg.get("attn_implementation") or next(flags, hybrid) or "")[0].strip() or None
-
-
-def zero_stage(config):
-    """The ZeRO stage of a DeepSpeed config, inline or in a file; of a file that is not here, what its name says. None: no DeepSpeed."""
-    if isinstance(config, str):
-        named = re.search(r"zero(\d)", config)
-        try:
-            config = json.loads(Path(config).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return int(named[1]) if named else None
-    zero = config.get("zero_optimization") if isinstance(config, dict) else None
-    return zero.get("stage") if isinstance(zero, dict) else None
 
 
 def equipped(c):
