@@ -179,6 +179,8 @@ def track_record():
 
 def predict(cfg, name, gpu, gpus, price=None, rows=None):
     """Everything that `make plan` prints, as a dict. `gpu` is a key of recipes/facts/gpus.yml, None for a CPU."""
+    if other := cfg.get("rl") or (cfg.get("reward_model") and "reward_model"):
+        raise ValueError(f"{name}: {other} holds and runs more than one model; the plan knows supervised fine-tuning only")
     base = facts.base(cfg["base_model"])
     if not base.get("hidden"):
         raise ValueError(

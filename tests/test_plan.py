@@ -179,6 +179,11 @@ def test_what_the_plan_cannot_know(copy):
     one_line(room("plan", "pirate", "--rows", "45000"), "the shapes of nobody/knows are not known here")
 
 
+def test_what_the_plan_does_not_cover(copy):
+    edit("recipes/pirate.yml", "num_epochs: 2", "rl: dpo\nnum_epochs: 2")
+    one_line(room("plan", "pirate"), "dpo holds and runs more than one model")
+
+
 def test_make_plan_reads_well():
     made = run("make", "plan", "RECIPE=pirate", "GPU=rtx4090", "GPUS=1")
     assert made.returncode == 0 and "uncalibrated" in made.stdout and "1 × NVIDIA GeForce RTX 4090" in made.stdout, (
