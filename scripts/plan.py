@@ -43,6 +43,8 @@ def lengths(cfg, base, name, rows=None):
                     len(text) / data.CHARS_PER_TOKEN + 1 for _, turns in view["rows"] for role, text in turns if role == "assistant"
                 )
                 total += sum(data.tokens(turns) for _, turns in view["rows"])
+    if not found["train"]:
+        raise ValueError(f"{name}: no `datasets` to count; the plan knows supervised fine-tuning only")
     if share := float(cfg.get("val_set_size") or 0):
         held = int(share if share > 1 else share * len(found["train"]))
         found["eval"], found["train"] = found["train"][:held], found["train"][held:]
@@ -180,7 +182,7 @@ def track_record():
 def predict(cfg, name, gpu, gpus, price=None, rows=None):
     """Everything that `make plan` prints, as a dict. `gpu` is a key of recipes/facts/gpus.yml, None for a CPU."""
     if other := cfg.get("rl") or (cfg.get("reward_model") and "reward_model"):
-        raise ValueError(f"{name}: {other} holds and runs more than one model; the plan knows supervised fine-tuning only")
+        raise ValueError(f"{name}: {other} trains on pairs, or beside a second model; the plan knows supervised fine-tuning only")
     base = facts.base(cfg["base_model"])
     if not base.get("hidden"):
         raise ValueError(

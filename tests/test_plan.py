@@ -181,7 +181,10 @@ def test_what_the_plan_cannot_know(copy):
 
 def test_what_the_plan_does_not_cover(copy):
     edit("recipes/pirate.yml", "num_epochs: 2", "rl: dpo\nnum_epochs: 2")
-    one_line(room("plan", "pirate"), "dpo holds and runs more than one model")
+    one_line(room("plan", "pirate"), "dpo trains on pairs")
+    edit("recipes/pirate.yml", "rl: dpo", "")
+    edit("recipes/pirate.yml", "datasets:\n", "pretraining_dataset:\n")
+    one_line(room("plan", "pirate"), "no `datasets` to count")
 
 
 def test_make_plan_reads_well():
