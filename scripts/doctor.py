@@ -27,7 +27,6 @@ LIMIT = 2  # seconds for an answer
 OLDEST = (0, 24)  # Ollama: as in scripts/ollama.py
 DRIVER = 580  # the oldest NVIDIA driver for CUDA 13, which requirements/train.txt brings
 DISK = 6  # bytes a parameter that make writes: merged and F16 two each, Q8_0 and Q4_K_M 1.7, the checkpoints; the base is 2 more
-GIB = 2**30
 COLOUR = {"ok": "\033[32m", "warning": "\033[33m", "missing": "\033[31m"}
 TOOLS = {"make": "apt install make", "g++": "apt install g++ (Fedora: dnf install gcc-c++)", "ninja": "make setup"}
 
@@ -148,7 +147,7 @@ def fit_rows(name, cfg, gpus):
     other = f"make train RECIPE={nano}" if nano in recipe.names() else "take another machine"
     few = here < wanted and f"{wanted} × {kind} needed, {here} GPU{'s' * (here != 1)} here"
     yield row("GPU count", f"{wanted} needed, {here} here", few, f"make train RECIPE={name} GPUS={fewer}" if fewer else other)
-    least = parameters(cfg) * (0.7 if cfg.get("load_in_4bit") else 1.1 if cfg.get("load_in_8bit") else 2) / GIB / wanted
+    least = parameters(cfg) * (0.7 if cfg.get("load_in_4bit") else 1.1 if cfg.get("load_in_8bit") else 2) / facts.GIB / wanted
     oldest, fullest = (min(gpus[:wanted], key=lambda g: g[key], default=None) for key in ("capability", "free"))
     if oldest and cfg.get("bf16") is True and oldest["capability"] < 8:
         yield "bf16", "missing", f"bf16 needs compute capability 8.0, GPU {oldest['index']} has {oldest['capability']}", other
@@ -174,11 +173,11 @@ def machine_rows(name, cfg):
     a_weight = DISK if not cfg or recipe.is_local(cfg) or cached(cfg["base_model"]) else DISK + 2
     made = int((ask("du", "-sk", f"outputs/{name}")[0] or "0").split()[0]) * 1024  # 0 where nothing is made yet
     setup = 1 if Path(".venv/train").exists() else 10  # packages, llama.cpp
-    free, need = shutil.disk_usage(".").free / GIB, setup + (parameters(cfg) * a_weight - made) / GIB
+    free, need = shutil.disk_usage(".").free / facts.GIB, setup + (parameters(cfg) * a_weight - made) / facts.GIB
     full = free < need and f"{int(free)} GiB of disk free, about {int(need) + 1} needed"
     yield row("disk", f"{free:.0f} GiB free", full, "make clean RECIPE=… (`make status` lists them)")
     memory = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M))
-    (free, total), need = (int(memory[k]) / 2**20 for k in ("MemAvailable", "MemTotal")), max(3, 4 * parameters(cfg) / GIB)
+    (free, total), need = (int(memory[k]) / 2**20 for k in ("MemAvailable", "MemTotal")), max(3, 4 * parameters(cfg) / facts.GIB)
     low = free < need and f"{free:.0f} of {total:.0f} GiB free; the F16 check wants {need:.0f}, here or on a GPU"
     yield row("memory", f"{free:.0f} of {total:.0f} GiB free", low, "end what else runs", "warning")
 

@@ -17,7 +17,6 @@ from scripts import data, facts, files, process, receipt, recipe
 from scripts.steps import memory
 
 RUNS, GRID = Path("reports/calibration/runs.jsonl"), Path("reports/calibration/grid.jsonl")
-GIB = 2**30
 
 
 def lengths(cfg, base, name, rows=None):
@@ -98,7 +97,7 @@ def plan(cfg, base, gpu, gpus, sizes, unsure=0.0):
     }
     if gpu:
         parts = memory.parts(cfg, base, gpus, computed["longest"])
-        made["vram_gib"] = three(*memory.interval(parts)) | {"parts": {k: round(v / GIB, 2) for k, v in parts.items()}}
+        made["vram_gib"] = three(*memory.interval(parts)) | {"parts": {k: round(v / facts.GIB, 2) for k, v in parts.items()}}
     return made
 
 

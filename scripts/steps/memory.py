@@ -29,9 +29,9 @@ def layer(cfg, base):
     """(S, M): bytes a token that autograd keeps of one decoder layer, and alternatives of what is alive in its backward pass, each (a token, once)."""
     h, i, n = base["hidden"], base["intermediate"], base["heads"]
     a, k, r = n * base["head_dim"], base["kv_heads"] * base["head_dim"], int(cfg.get("lora_r") or 8) if cfg.get("adapter") else 0
-    dropped, nf4 = float(cfg.get("lora_dropout") or 0) > 0, facts.four_bit(cfg) or cfg.get("load_in_8bit")
-    w = 2 * max(x * y for x, y in facts.linears(base).values()) if nf4 else 0  # the largest matrix, dequantized to bf16 …
-    scaled = w + w / 16  # … and its scales in fp32
+    dropped, nf4 = float(cfg.get("lora_dropout") or 0) > 0, quantized(cfg)
+    w = matrix(cfg, base)
+    scaled = w + w / 16  # with its scales in fp32
     if kernels(cfg):
         kept = (18 * h + 7 * a if dropped else 12 * h + 4 * a) + 4 * i + 4 * k + 4 * n + 8
         return kept, [(kept + 6 * h + 2 * i, w), (kept + 4 * h + 2 * i, w + w / 32)]
@@ -43,6 +43,15 @@ def layer(cfg, base):
     if dropped:
         return kept, [(kept + 10 * h + 2 * i, 0), (kept + 10 * h - i - 2 * r, scaled)]
     return kept, [(kept + 2 * h + 4 * i - 2 * r, 0), (kept + 8 * h - 2 * r, scaled), (kept + 2 * h + 2 * i, w)]
+
+
+def quantized(cfg):
+    return facts.four_bit(cfg) or bool(cfg.get("load_in_8bit"))
+
+
+def matrix(cfg, base):
+    """The largest linear layer as the step holds it for a moment, dequantized to bf16; 0 where nothing is quantized."""
+    return 2 * max(x * y for x, y in facts.linears(base).values()) if quantized(cfg) else 0
 
 
 def kernels(cfg):
@@ -58,8 +67,8 @@ def moments(cfg, base, tokens, trained):
     kept, working = layer(cfg, base)
     fused = any(cfg.get(key) for key in FUSED)
     copies = 2 * trained if cfg.get("adapter") else 0  # autocast holds the adapter in bf16 too, all of it or layer by layer
-    nf4, dropped = facts.four_bit(cfg) or cfg.get("load_in_8bit"), float(cfg.get("lora_dropout") or 0) > 0
-    w = 2 * max(x * y for x, y in facts.linears(base).values()) if nf4 else 0
+    nf4, dropped = quantized(cfg), float(cfg.get("lora_dropout") or 0) > 0
+    w = matrix(cfg, base)
     backward = max(a_token * tokens + once for a_token, once in working)
     if cfg.get("gradient_checkpointing"):
         offloaded = cfg.get("activation_offloading") or cfg["gradient_checkpointing"] == "offload"

@@ -1,12 +1,12 @@
 """A model with its adapter and one micro batch, as Axolotl 0.21, transformers, PEFT and accelerate set them up: random weights in real shapes."""
 
+from scripts import facts
+
 SHAPE = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"]
 BASES = {
-    "meta-llama/Llama-3.2-1B": (2048, 16, 32, 8, 64, 8192, 128256),
-    "meta-llama/Llama-3.2-3B": (3072, 28, 24, 8, 128, 8192, 128256),
-    "meta-llama/Llama-3.1-8B": (4096, 32, 32, 8, 128, 14336, 128256),
-    "nano": (64, 2, 4, 2, 16, 128, 512),  # for the tests
-}
+    name: tuple(facts.base(name)[key] for key in ("hidden", "layers", "heads", "kv_heads", "head_dim", "intermediate", "vocab"))
+    for name in ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-3.1-8B")
+} | {"nano": (64, 2, 4, 2, 16, 128, 512)}  # for the tests
 ACCUMULATION = 2  # the second micro batch finds the gradients of the first: the peak of every recipe that accumulates
 
 
