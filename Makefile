@@ -31,12 +31,18 @@ STRICT ?=
 JSON ?=
 GPU ?=
 PRICE ?=
+RUN ?=
+RUNS ?=
+STAGES ?=
+TASKS ?=
+SAMPLE ?=
+KEEP ?=
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
 OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
@@ -60,7 +66,7 @@ export LLAMA_CPP_DIR OLLAMA
 base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
 
 # --- the stages, in their order ---
-.PHONY: lint plan doctor xray schema calibrate base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
+.PHONY: lint plan doctor xray schema calibrate diagnose report compare receipt reproduce fault-test base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
 base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
@@ -108,6 +114,20 @@ outputs/%/gguf.json: outputs/%/merge.json outputs/%/export.yml | $$(LLAMA_BUILT)
 	@$(PY) -m scripts.gguf $*
 outputs/%/modelfile.json: outputs/%/gguf.json outputs/%/prompt.sha256
 	@$(PY) -m scripts.modelfile $*
+
+# --- afterwards: what came of it ---
+diagnose: | $(LIGHT) ## how a run went, from its log alone: RUN=folder or trainer_state.json, else RECIPE's (STRICT=1, JSON=1)
+	@$(PY) -m scripts.diagnose $(or $(RUN),$(NAME)) $(if $(STRICT),--strict) $(if $(JSON),--json)
+report: | $(LIGHT) ## all that is known of a run as pages, reports/NAME/, and its line in reports/experiments.csv
+	@$(PY) -m scripts.report $(NAME)
+compare: | $(LIGHT) ## RUNS="a b c": what differs, and whether it is more than noise (JSON=1)
+	@$(PY) -m scripts.compare $(RUNS) $(if $(JSON),--json)
+receipt: | $(LIGHT) ## the chain from the data's bytes to the Ollama digest, every link checked (JSON=1)
+	@$(PY) -m scripts.lineage $(NAME) $(if $(JSON),--json)
+reproduce: | $(TRAIN) $(LLAMA_BUILT) ## run the recipe again from its receipts in a clean folder, and explain every difference (KEEP=1)
+	@$(PY) -m scripts.reproduce $(NAME)
+fault-test: | $(TRAIN) $(LLAMA_BUILT) ## kill every stage at random moments, a hundred times (half an hour): nothing half-made may pass
+	@$(PY) -m scripts.faults
 
 # --- looking and tidying ---
 status: | $(LIGHT) ## which stages of which recipe stand, are stale, are missing
