@@ -10,12 +10,14 @@ Axolotl works in outputs/NAME/training/ and goes on from its last whole checkpoi
 import hashlib
 import json
 import os
-import re
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
 from scripts import files, process, receipt, recipe
+from scripts.signs import causes, log
+from scripts.watch import bar, lines
 
 RESERVED = "memory/device_reserved (GiB)"  # as Axolotl logs it
 ADAPTER_FILES = [
@@ -84,6 +86,7 @@ def clear_stale(training, key, ranks, keep=True):
         raise ValueError(f"{training}: holds checkpoints of a run that `make` did not start; move them away, or `rm -r {training}`")
     if made.get("key") != key or not keep:
         shutil.rmtree(training, ignore_errors=True)
+        (training.parent / "health.jsonl").unlink(missing_ok=True)  # of another run
     for checkpoint in training.glob("checkpoint-*"):
         if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors"):
             shutil.rmtree(checkpoint)
@@ -153,17 +156,44 @@ def adapter_figures(path):
     return {"lora_B_matrices": len(b), "lora_B_norm_min": round(min(b.values()), 5), "lora_B_norm_max": round(max(b.values()), 5)}
 
 
-def follow(line, bar):
-    """Move the bar by Axolotl's own, and keep the last losses beside it."""
-    if found := re.search(r"(\d+)/(\d+) \[[\d:]+<", line):
-        done, total = map(int, found.groups())
-        if total >= (bar.total or 0):  # evaluations have shorter bars of their own
-            bar.total, bar.n = total, done
-            bar.refresh()
-    for key in ("eval_loss", "loss"):
-        if found := re.search(rf"'{key}': '?([\d.]+)", line):
-            bar.losses = {**getattr(bar, "losses", {}), key: found[1]}
-            bar.set_postfix_str("  ".join(f"{k} {v}" for k, v in bar.losses.items()), refresh=False)
+def refuse_dead(folder, key):
+    """Raise ValueError if this very run was proven dead: going on from its checkpoint would train nothing, hour for hour."""
+    made, found = receipt.read(folder / "training/run.json") or {}, lines.dead(folder / "health.jsonl")
+    if found and made.get("key") == key:
+        raise ValueError(
+            f"{folder}: proven dead at step {found['step']}: {found['cause']}: {found['evidence']}; "
+            f"change the recipe, which starts anew, or `rm -r {folder / 'training'}` to try the same again"
+        )
+
+
+def stopped_dead(folder, found):
+    return (
+        f"{folder}: stopped at step {found['step']} of {found['steps']}: {found['cause']}: {found['evidence']}; {found['fix']}; "
+        f"checkpoint-{found['step']} is kept; going on would have cost {found['cost']}"
+    )
+
+
+def results(folder, last):
+    """(figures for the receipt, findings) of a finished run, from its adapter, its trainer state and its health.jsonl."""
+    history = last["log_history"]
+    losses = [h["loss"] for h in history if "loss" in h]
+    figures = adapter_figures(folder / "training/adapter_model.safetensors") | {
+        "steps": last["global_step"],
+        "epochs": last["epoch"],
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "eval_losses": [h["eval_loss"] for h in history if "eval_loss" in h],
+        "gpu_memory_gib": max((h[RESERVED] for h in history if RESERVED in h), default=None),
+    }
+    try:
+        run = log.read(folder if (folder / "health.jsonl").exists() else folder / "training")
+    except ValueError:  # it logged no loss
+        return figures, []
+    for key in ("tokens_per_s", "step_s"):
+        if known := [row[key] for row in run["rows"] if key in row]:
+            figures[key] = statistics.median(known)
+    judged = causes.judge({**run, "ended": True})
+    return figures | {"verdict": judged["verdict"]}, judged["findings"]
 
 
 def main(argv):
@@ -176,6 +206,7 @@ def main(argv):
     key = run_key(folder, cfg)
     training = folder / "training"
     command = torchrun(own, folder, gpus, nodes)
+    refuse_dead(folder, key)
     clear_stale(training, key, gpus * nodes, keep=nodes == 1)
     ready = stands(training)
     if ready and receipt.holds(folder / "train.json", files.sha256):
@@ -184,36 +215,28 @@ def main(argv):
         return 0
     resumed = max((state(c)["global_step"] for c in training.glob("checkpoint-*")), default=0)
     if not ready:
-        process.run(command, folder / "logs/train.log", f"train {name}", env=recipe.environment(cfg), follow=follow)
+        try:
+            process.run(command, folder / "logs/train.log", f"train {name}", recipe.environment(cfg), bar.follower(folder / "health.jsonl"))
+        except ChildProcessError:
+            if found := lines.dead(folder / "health.jsonl"):
+                raise ValueError(stopped_dead(folder, found)) from None
+            raise
     if int(os.environ.get("NODE_RANK") or 0):
         print(f"train       node {os.environ['NODE_RANK']} done; the adapter is on node 0")
         return 0
     last = finished(training)
-    figures = adapter_figures(training / "adapter_model.safetensors")
-    losses = [h for h in last["log_history"] if "loss" in h]
-    evals = [h["eval_loss"] for h in last["log_history"] if "eval_loss" in h]
-    figures |= {
-        "steps": last["global_step"],
-        "epochs": last["epoch"],
-        "resumed_from_step": resumed,
-        "ranks": gpus,
-        "global_batch": recipe.global_batch(own),
-        "first_loss": losses[0]["loss"],
-        "last_loss": losses[-1]["loss"],
-        "eval_losses": evals,
-        "gpu_memory_gib": max((h[RESERVED] for h in last["log_history"] if RESERVED in h), default=None),
-    }
+    figures, findings = results(folder, last)
+    figures |= {"resumed_from_step": resumed, "ranks": gpus, "global_batch": recipe.global_batch(own)}
     with files.fresh(folder / "adapter") as tmp:
         for file in ADAPTER_FILES:
             if (training / file).exists():
                 shutil.copy2(training / file, tmp / file)
         (tmp / "trainer_state.json").write_text(json.dumps(last))
     receipt.write(folder / "train.json", [*made_from(folder, cfg), folder / "prepared"], [folder / "adapter"], figures, files.sha256)
-    print(
-        f"train       {last['global_step']} steps, eval loss {evals[0]:.3f} → {evals[-1]:.3f}"
-        if evals
-        else f"train       {last['global_step']} steps"
-    )
+    evals, weak = figures["eval_losses"], findings and figures["verdict"] != "healthy"
+    losses = f", eval loss {evals[0]:.3f} → {evals[-1]:.3f}" if evals else ""
+    remark = f"; {figures['verdict']}: {findings[0]['cause']}: {findings[0]['evidence']}" if weak else ""
+    print(f"train       {last['global_step']} steps{losses}{remark}")
     return 0
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import ROOT, one_line, room, run
 from scripts import files, receipt, train
+from scripts.watch import lines
 from test_snapshot import edit
 
 
@@ -35,6 +36,7 @@ def test_kill_9_and_make_again_ends_in_the_same_adapter(short):
     made = run("make", "train", "RECIPE=pirate-nano")
     assert made.returncode == 0, made.stdout + made.stderr
     whole = files.sha256("outputs/pirate-nano/adapter/adapter_model.safetensors")
+    record = lines.read("outputs/pirate-nano/health.jsonl")
     for p in ("outputs/pirate-nano/training", "outputs/pirate-nano/adapter"):
         shutil.rmtree(p)
     Path("outputs/pirate-nano/train.json").unlink()
@@ -52,8 +54,13 @@ def test_kill_9_and_make_again_ends_in_the_same_adapter(short):
     again = run("make", "train", "RECIPE=pirate-nano")
     assert again.returncode == 0, again.stdout + again.stderr
     figures = receipt.read("outputs/pirate-nano/train.json")["figures"]
-    assert figures["resumed_from_step"] > 0 and figures["steps"] == 12
+    assert figures["resumed_from_step"] > 0 and figures["steps"] == 12 and figures["verdict"] == "healthy"
     assert files.sha256("outputs/pirate-nano/adapter/adapter_model.safetensors") == whole
+    after = lines.read("outputs/pirate-nano/health.jsonl")  # one record of two processes, each step once, and what was not logged stays away
+    assert [line["run"]["resumed_from"] for line in after if "run" in line] == [0, figures["resumed_from_step"]]
+    for key in ("loss", "eval_loss"):
+        assert [(x["step"], x[key]) for x in after if key in x] == [(x["step"], x[key]) for x in record if key in x] != []
+    assert "end" in after[-1] and sum("end" in line for line in after) == 1
 
 
 def test_a_finished_run_is_not_trained_further(chained):
@@ -90,6 +97,7 @@ def test_axolotl_takes_the_recipe_verbatim(short):
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     assert train.finished(Path("outputs/pirate-nano/training"))["global_step"] == 12
+    assert lines.read("outputs/pirate-nano/health.jsonl")[-1]["end"]["verdict"] == "healthy"
 
 
 def test_two_nodes_train_together(short):
