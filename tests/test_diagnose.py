@@ -663,3 +663,16 @@ def test_ten_thousand_rows_are_judged_while_a_step_runs(tmp_path):
 
     assert seconds(lambda: causes.judge(found), 5) < 0.05
     assert seconds(lambda: causes.dead(found["rows"], {"layers.0.q_proj": 0.3}), 20) < 0.0005
+
+
+def test_what_stopped_a_run_counts_though_no_log_shows_it(tmp_path):
+    """Weights between two evaluations: the watch saw them, the log's numbers look well."""
+    finding = {"cause": "no gradient", "evidence": "lora_B is still 0 in every one of 21 modules", "fix": "look", "severity": "dead", "cost": "1"}
+    rows = [{"step": n, "loss": 4.0 - 0.01 * n, "grad_norm": 0.5} for n in range(1, 7)]
+    lines = [{"run": {"steps": 100}}, *rows, {"step": 6, "finding": finding}, {"end": {"step": 6, "verdict": "dead"}}]
+    path = tmp_path / "health.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = causes.judge(log.read(path))
+    assert judged["verdict"] == "dead" and judged["findings"][0]["evidence"] == finding["evidence"]
+    path.write_text(path.read_text() + json.dumps({"run": {"steps": 100, "resumed_from": 0}}) + "\n" + json.dumps(rows[0]) + "\n")
+    assert causes.judge(log.read(path))["verdict"] == "unfinished", "begun anew: judged anew"

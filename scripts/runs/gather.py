@@ -67,7 +67,7 @@ def run(name):
     receipts |= dict.fromkeys(earlier)
     found = {"name": name, "run": f"{began or 'unknown'} {name}", "began": began, "recipe": recipe.read(folder / "recipe.yml")}
     found |= {"health": health, "data": hashes(folder), "stages": receipts, "earlier": earlier, "log": history, "score": score}
-    found |= {"state": state(folder, receipts, history), "verdict": verdict(history, health) if history else None}
+    found |= {"state": state(folder, receipts, history), "verdict": causes.judge(history) if history else None}
     shown = score["stages"] if score else []
     return found | {"replies": rows_of(folder, "{}.jsonl", shown, name), "ten": rows_of(folder, "ten-{}.jsonl", shown, name)}
 
@@ -137,29 +137,19 @@ def moment(text):
 
 
 def whole(path):
-    """What a health.jsonl says beside its rows: the last `run` and the `end` line as one, `began` of the first, `findings` as spoken."""
+    """What a health.jsonl says beside its rows: the last `run` and the `end` line as one, `began` of the first."""
     found, began = {}, []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
-            kinds = json.loads(line) if line[:6] in ('{"run"', '{"end"') or '"finding"' in line else {}
+            kinds = json.loads(line) if line[:6] in ('{"run"', '{"end"') else {}
             if "run" in kinds:
-                found = kinds["run"] | {"findings": []}
+                found = kinds["run"]
                 began.append(found["began"])
             elif "end" in kinds:
                 found |= kinds["end"]
-            elif "finding" in kinds:
-                found["findings"].append(kinds["finding"])
         except (ValueError, TypeError, KeyError):  # a line half written
             continue
     return found | ({"began": began[0]} if began else {})
-
-
-def verdict(history, health):
-    """The judgement on the log, and the plug-in's where it stopped the run for what is in no log: the weights between two evaluations."""
-    judged = causes.judge(history)
-    known = {f["cause"] for f in judged["findings"]}
-    saw = [f for f in health.get("findings", []) if f["severity"] == "dead" and f["cause"] not in known]
-    return judged | ({"verdict": "dead", "so_far": "dead", "findings": saw + judged["findings"]} if saw else {})
 
 
 def beginning(health, receipts):

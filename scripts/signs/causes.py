@@ -60,6 +60,8 @@ def proven(log):
         norms = {name: norm for name, norm in norms.items() if norm is not None}
         if f := dead(list(takewhile(lambda row: row["step"] <= told_b[-1]["step"], rows)), norms):
             return f
+    if log.get("proven"):
+        return log["proven"]
     if log["ended"] and (f := broken(rows, 1)):
         return f
     evals = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]

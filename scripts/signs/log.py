@@ -4,7 +4,8 @@
 
 `rows` are dicts of numbers in order of `step`, one a step: `loss`, `grad_norm`, `learning_rate`, `eval_loss` … under the Trainer's own names, and from
 health.jsonl `tokens_per_s`, `step_s`, `memory_gib` (GiB), `ranks_s` (seconds), `adapter` (norms). Where a step was logged twice, as after a resume, the
-later line stands. What is not known is None. `beside` holds the recipe that lies beside the log, where there is one.
+later line stands. What is not known is None. `beside` holds the recipe that lies beside the log, where there is one; `proven` the finding that stopped the
+run, which may be of weights that no log shows.
 """
 
 import json
@@ -111,16 +112,18 @@ def health_of(path):
             lines.append(entry)
     if not lines:
         return None
-    kept, run, began, ended = [], {}, None, False
+    kept, run, began, ended, proven = [], {}, None, False, None
     for line in lines:
         if isinstance(line.get("run"), dict):
-            run, ended, began = line["run"], False, began or line["run"].get("began")
+            run, ended, proven, began = line["run"], False, None, began or line["run"].get("began")
             kept = [entry for entry in kept if (number(entry.get("step")) or 0) <= (number(run.get("resumed_from")) or 0)]
         elif "end" in line:
             ended = True
         elif "finding" not in line:
             kept.append(line)
-    return {"rows": merged(kept), "run": run, "began": began, "ended": ended}
+        elif isinstance(line["finding"], dict) and line["finding"].get("severity") == "dead":
+            proven = {key: str(line["finding"].get(key)) for key in ("cause", "evidence", "fix", "severity")}
+    return {"rows": merged(kept), "run": run, "began": began, "ended": ended, "proven": proven}
 
 
 def same_run(path, state, health):
@@ -151,7 +154,7 @@ def joined(path, state, health):
     log["global_batch"] = sane(whole(run.get("global_batch"))) or near.pop("global_batch", None)
     log["examples"] = sane(whole(run.get("rows"))) or counted(log)
     ended = health["ended"] or bool(log["steps"] and step >= log["steps"]) if health else state.get("ended")
-    return log | {"ended": bool(ended), "beside": near}
+    return log | {"ended": bool(ended), "beside": near, "proven": health.get("proven") if health else None}
 
 
 def merged(entries):
