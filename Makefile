@@ -9,6 +9,8 @@ MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
 .DELETE_ON_ERROR:
 .SECONDARY:
 .SECONDEXPANSION:
+# Our rooms write these whole or not at all. What Ctrl-C made make delete (a snapshot, say) would be made anew, and all that stands on it.
+.PRECIOUS: $(addprefix outputs/%/,recipe.yml data.sha256 export.yml prompt.sha256 $(addsuffix .json,preprocess train merge gguf modelfile)) outputs/nano/%.json
 .DEFAULT_GOAL := help
 ifeq ($(filter 4.% 5.%,$(MAKE_VERSION)),)
 $(error GNU Make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then run gmake)
@@ -42,7 +44,7 @@ LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
 OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP TASKS XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
@@ -62,6 +64,13 @@ LLAMA_BUILT := $(if $(filter $(LLAMA_CPP),$(LLAMA_CPP_DIR)),$(LLAMA_CPP)/build/b
 OLLAMA_BUILT := $(CACHE)/ollama-$(OLLAMA_VERSION)/bin/ollama
 OLLAMA ?= $(or $(shell command -v ollama),$(wildcard $(OLLAMA_BUILT)))
 export LLAMA_CPP_DIR OLLAMA
+# What `make eval` needs of the chain for each stage that it scores.
+needs.base := recipe.yml
+needs.adapter := train.json
+needs.merged := merge.json
+needs.gguf := modelfile.json
+needs.ollama := modelfile.json
+SCORE = $(PY) -m scripts.score $(NAME) $(STAGES) $(if $(SAMPLE),--sample) $(if $(TASKS),--tasks "$$TASKS") $(if $(JSON),--json)
 # A nano recipe stands on its family's nano base: pirate-nano+seed=1 on outputs/nano/pirate.
 base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
 
@@ -83,9 +92,8 @@ ollama: $$(OUT)/modelfile.json ## create the model in Ollama, and prove its prom
 	@$(PY) -m scripts.ollama $(NAME)
 chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server (ASK="…" asks and ends)
 	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$$ASK")
-eval: $$(OUT)/modelfile.json ## how many held-out replies have the voice: base, merged, and through a private Ollama where there is one
-	@$(PY) -m scripts.score $(NAME) base merged
-	@if [ -n "$(OLLAMA)" ]; then $(PY) -m scripts.serve outputs/ollama bash -c '$(MAKE) ollama && $(PY) -m scripts.score $(NAME) ollama'; fi
+eval: $$(addprefix $$(OUT)/,$$(sort $$(foreach s,$$(or $$(STAGES),$$(if $$(TASKS),merged,gguf)),$$(needs.$$s)))) | $(TRAIN) ## score the held-out prompts (STAGES="base adapter merged gguf ollama" SAMPLE=1 JSON=1; TASKS="arc_easy …": lm-eval's instead)
+	@$(if $(and $(OLLAMA),$(if $(STAGES)$(TASKS),$(filter ollama,$(STAGES)),all)),$(PY) -m scripts.serve outputs/ollama bash -c '$(PY) -m scripts.ollama $(NAME) >&2 && $(SCORE)',$(SCORE))
 demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
 	@$(MAKE) outputs/pirate-nano/modelfile.json
 	@if [ -n "$(OLLAMA)" ]; then \
@@ -127,7 +135,7 @@ receipt: | $(LIGHT) ## the chain from the data's bytes to the Ollama digest, eve
 reproduce: | $(TRAIN) $(LLAMA_BUILT) ## run the recipe again from its receipts in a clean folder, and explain every difference (KEEP=1)
 	@$(PY) -m scripts.reproduce $(NAME)
 fault-test: | $(TRAIN) $(LLAMA_BUILT) ## kill every stage at random moments, a hundred times (half an hour): nothing half-made may pass
-	@$(PY) -m scripts.faults
+	@$(PY) -m scripts.faults --report
 
 # --- looking and tidying ---
 status: | $(LIGHT) ## which stages of which recipe stand, are stale, are missing
