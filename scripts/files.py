@@ -6,6 +6,7 @@ Errors that a person can mend are ValueError or OSError with one line: what is w
 """
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -28,12 +29,12 @@ def sha256(path):
 def write_if_changed(path, text):
     """Write atomically, and only if the text differs: an unchanged file keeps its time, so Make rebuilds nothing."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
-    tmp.write_text(text, encoding="utf-8")
-    os.replace(tmp, path)
+    with replacing(path) as out:
+        out.write(text)
     return True
 
 
@@ -41,41 +42,78 @@ def write_if_changed(path, text):
 def replacing(path):
     """Yield a text file that takes the place of `path` if the body succeeds."""
     path = Path(path)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+    tmp = _sweep(path)
     try:
-        with open(tmp, "w", encoding="utf-8") as out:
-            yield out
-        os.replace(tmp, path)
+        with _full_disk_at(path):
+            with open(tmp, "w", encoding="utf-8") as out:
+                yield out
+            os.replace(tmp, path)
     finally:
         tmp.unlink(missing_ok=True)
 
 
 @contextmanager
-def fresh(target):
+def fresh(target, stamp=None):
     """Yield an empty folder beside `target`; rename it into place if the body succeeds, remove it if not.
 
-    What a killed run left behind is removed at the next try. The old target stays until the new one is whole.
+    What a killed run left behind is removed at the next try. The old target stays until the new one is whole; its receipt, `stamp`,
+    goes just before it does, so that no receipt outlives what it vouches for.
     """
     target = Path(target)
-    tmp, old = target.with_name(f".{target.name}.new.{os.getpid()}"), target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():  # killed between the two renames below
-        os.replace(old, target)
-    for stale in target.parent.glob(f".{target.name}.new.*"):
-        if not Path("/proc", stale.suffix[1:]).exists():  # its maker is dead; another clone may be at work on the same tool
-            shutil.rmtree(stale, ignore_errors=True)
-    tmp.mkdir(parents=True)
+    old = target.with_name(f".{target.name}.old")
+    _settle(old, target)
+    tmp = _sweep(target)
     try:
-        yield tmp
-        for p in tmp.rglob("*"):
-            if p.is_file():
-                with open(p, "rb") as f:
-                    os.fsync(f.fileno())
-        if target.exists():
-            os.replace(target, old)
-        os.replace(tmp, target)
+        with _full_disk_at(target):
+            tmp.mkdir(parents=True)
+            yield tmp
+            for p in tmp.rglob("*"):
+                if p.is_file():
+                    with open(p, "rb") as f:
+                        os.fsync(f.fileno())
+            if stamp:
+                Path(stamp).unlink(missing_ok=True)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(tmp, target)
     finally:
+        _settle(old, target)
         shutil.rmtree(tmp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _settle(old, target):
+    """Stopped between the two renames, the old target takes its place again; after them it goes."""
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(path):
+    """Our temporary name beside `path`, told by its maker, after removing what dead makers left there: another clone may be at work on the same tool."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.new.*"):
+        pid, _, start = stale.suffix[1:].partition("-")
+        if not start or start != _start(pid):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.new.{os.getpid()}-{_start(os.getpid())}")
+
+
+def _start(pid):
+    """When a process began, in clock ticks since boot, or "". A number alone comes again: a container that is started anew gives the same ones."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+@contextmanager
+def _full_disk_at(path):
+    """A write's own "No space left on device" names no file, a copy's the source: say where there was no room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.strerror == os.strerror(error.errno):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+        raise
 
 
 def need_disk(folder, need):
@@ -83,7 +121,5 @@ def need_disk(folder, need):
     folder = Path(folder)
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if free < need:
-        raise OSError(
-            errno.ENOSPC,
-            f"{folder}: needs {need / 2**30:.1f} GiB of disk, {free / 2**30:.1f} GiB are free; make room, or `make clean` another recipe",
-        )
+        wanted, there = (f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB" for n in (need, free))
+        raise OSError(errno.ENOSPC, f"{folder}: needs {wanted} of disk, {there} are free; make room, or `make clean` another recipe")

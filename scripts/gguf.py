@@ -9,6 +9,7 @@ special tokens, unicode, code and blanks. Proven on F16: the logits, against the
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from scripts import data, files, process, receipt, recipe
@@ -17,6 +18,8 @@ from scripts import data, files, process, receipt, recipe
 NMSE_BOUND = 1e-6
 KLD_BOUND = 1.0  # nats; a sound Q2_K stays far below, a broken file far above
 PROMPTS = 8
+GENERATED = 64  # tokens that are timed, after a prompt of a page
+SPOKEN = "The ship lay at anchor in the bay, and the cook went down to the galley to see what was left in the barrels. " * 10
 CORPUS = [
     "plain words, nothing else.",
     " leading and trailing blanks ",
@@ -125,6 +128,25 @@ def log_probabilities(url, ids, vocabulary):
     return out
 
 
+def speeds(url):
+    """{"tokens_per_s", "prompt_tokens_per_s"}: llama-server's own timings of a fixed request, the fastest of those that begin within a second.
+
+    They compare the quant types of one receipt. Flash attention and the short cache types are off here, so a model that is served may be faster.
+    """
+    import httpx
+
+    def timed(tokens):
+        asked = {"prompt": SPOKEN, "n_predict": tokens, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
+        return httpx.post(f"{url}/completion", json=asked, timeout=600).json()["timings"]
+
+    timed(8)  # to warm up
+    found, until = [], time.time() + 1
+    while not found or time.time() < until:
+        found.append(timed(GENERATED))
+    fastest = {what: max(t[f"{what}_per_second"] for t in found) for what in ("predicted", "prompt")}
+    return {"tokens_per_s": round(fastest["predicted"], 1), "prompt_tokens_per_s": round(fastest["prompt"], 1)}
+
+
 def reference(merged, prompts):
     """The merged model's own next-token log-probabilities in fp32, on the GPU where one has room: a list of [vocabulary] vectors."""
     import torch
@@ -145,18 +167,18 @@ def main(argv):
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, quants = recipe.read(folder / "recipe.yml"), recipe.read(folder / "export.yml").get("quantize", [])
     merged, stem = folder / "merged", recipe.split(name)[0]
-    files.need_disk(folder, 2.2 * sum(p.stat().st_size for p in merged.glob("*.safetensors")))
-    from transformers import AutoTokenizer
+    with files.fresh(folder / "gguf", stamp=folder / "gguf.json") as tmp:
+        files.need_disk(folder, 2.2 * sum(p.stat().st_size for p in merged.glob("*.safetensors")))  # what a killed run left is gone by now
+        from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(merged)
-    rows = [r for p in recipe.datasets(cfg)[1] or recipe.datasets(cfg)[0] for r in data.read(p)]
-    corpus = texts(tokenizer, rows)
-    prompts = [
-        tokenizer.apply_chat_template(data.prompt(r), add_generation_prompt=True, return_dict=True)["input_ids"]
-        for r in rows[:: max(1, len(rows) // PROMPTS)][:PROMPTS]
-    ]
-    vocabulary, figures = len(tokenizer), {"texts": len(corpus)}
-    with files.fresh(folder / "gguf") as tmp:
+        tokenizer = AutoTokenizer.from_pretrained(merged)
+        rows = [r for p in recipe.datasets(cfg)[1] or recipe.datasets(cfg)[0] for r in data.read(p)]
+        corpus = texts(tokenizer, rows)
+        prompts = [
+            tokenizer.apply_chat_template(data.prompt(r), add_generation_prompt=True, return_dict=True)["input_ids"]
+            for r in rows[:: max(1, len(rows) // PROMPTS)][:PROMPTS]
+        ]
+        vocabulary, figures = len(tokenizer), {"texts": len(corpus)}
         made = convert(merged, tmp, stem, quants, folder / "logs/convert.log")
         wanted, f16 = reference(merged, prompts), None
         for kind, path in made.items():
@@ -166,7 +188,9 @@ def main(argv):
             ) as url:
                 prove_tokens(url, tokenizer, corpus)
                 got = [log_probabilities(url, ids, vocabulary) for ids in prompts]
+                measured = speeds(url)
             figures[f"{kind}_mib"] = round(path.stat().st_size / 2**20, 2)
+            figures |= {f"{kind}_{what}": value for what, value in measured.items()}
             if kind == "F16":
                 f16 = got
                 figures["F16_nmse"] = max(float(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(got, wanted))

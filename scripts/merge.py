@@ -86,7 +86,9 @@ def refuse_unfit(cfg, base, adapter):
             raise ValueError(f"{adapter}: made for another base: {module} has B·A of shape {product}, {base} has {had or 'nothing'} there")
     zero = [m for m, key in pairs.items() if not get(lora, key.replace("lora_A", "lora_B"))[0].any()]
     if len(zero) == len(pairs):
-        raise ValueError(f"{adapter}: {len(zero)} of {len(pairs)} LoRA products are zero; nothing was trained, and there is nothing to merge")
+        raise ValueError(
+            f"{adapter}: {len(zero)} of {len(pairs)} LoRA products are zero; nothing was trained, and there is nothing to merge"
+        )
     return weights, lora, pairs
 
 
@@ -155,18 +157,26 @@ def main(argv):
     cfg, adapter = recipe.read(folder / "recipe.yml"), folder / "adapter"
     base = base_folder(cfg)
     base_weights, lora, pairs = refuse_unfit(cfg, base, adapter)
-    files.need_disk(folder, 1.1 * sum(p.stat().st_size for p in shards(base)))
-    work = folder / ".merge"  # Axolotl writes to output_dir/merged
-    shutil.rmtree(work, ignore_errors=True)
-    process.run(
-        [sys.executable, "-m", "axolotl.cli.merge_lora", folder / "recipe.yml", f"--base_model={base}", f"--lora_model_dir={adapter}", f"--output_dir={work}"],
-        folder / "logs/merge.log",
-        f"merge {name}",
-        env=recipe.environment(cfg),
-    )
-    with files.fresh(folder / "merged") as tmp:
+    with files.fresh(folder / "merged", stamp=folder / "merge.json") as tmp:
+        files.need_disk(folder, 1.1 * sum(p.stat().st_size for p in shards(base)))  # what a killed merge left is gone by now
+        work = tmp / ".work"  # Axolotl writes to output_dir/merged
+        process.run(
+            [
+                sys.executable,
+                "-m",
+                "axolotl.cli.merge_lora",
+                folder / "recipe.yml",
+                f"--base_model={base}",
+                f"--lora_model_dir={adapter}",
+                f"--output_dir={work}",
+            ],
+            folder / "logs/merge.log",
+            f"merge {name}",
+            env=recipe.environment(cfg),
+        )
         for path in (work / "merged").iterdir():
             os.replace(path, tmp / path.name)
+        shutil.rmtree(work)
         for stale in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             (tmp / stale).unlink(missing_ok=True)
         for path in adapter.glob("*"):
@@ -175,7 +185,6 @@ def main(argv):
         if (base / "tokenizer.model").exists():  # llama.cpp's converter wants it, and training does not save it
             shutil.copy2(base / "tokenizer.model", tmp / "tokenizer.model")
         figures = prove(cfg, tmp, base_weights, lora, pairs, scale(adapter))
-    shutil.rmtree(work)
     figures["largest_shard_gib"] = round(max(p.stat().st_size for p in shards(folder / "merged")) / 2**30, 3)
     receipt.write(folder / "merge.json", [base, adapter], [folder / "merged"], figures, files.sha256)
     print(

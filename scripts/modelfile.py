@@ -58,6 +58,7 @@ def main(argv):
     if wrong := faults(source, recipe.read_modelfile(source), recipe.read(folder / "recipe.yml"), folder / "merged"):
         raise ValueError("; ".join(wrong))
     text = re.sub(r"(?mi)^FROM .*$", f"FROM ./{gguf.name}", source.read_text(encoding="utf-8"), count=1)
+    (folder / "modelfile.json").unlink(missing_ok=True)  # no receipt outlives what it vouches for
     files.write_if_changed(target, text)
     receipt.write(folder / "modelfile.json", [source, gguf], [target], {"from": gguf.name}, files.sha256)
     print(f"modelfile   {target}: FROM ./{gguf.name}")

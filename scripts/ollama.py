@@ -151,6 +151,7 @@ def main(argv):
             "asked": len(rows),
             "ended": prove_ends(url, trial, rows),
         }
+        (folder / "ollama.json").unlink(missing_ok=True)  # no receipt outlives what it vouches for
         call(url, "/api/copy", {"source": trial, "destination": model})
     finally:
         subprocess.run([process.ollama_binary(), "rm", trial], env={**os.environ, "OLLAMA_HOST": url}, capture_output=True)

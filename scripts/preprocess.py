@@ -65,7 +65,7 @@ def main(argv):
     cfg = recipe.read(folder / "recipe.yml")
     rows = sum(len(data.read(p)) for p in [*recipe.datasets(cfg)[0], *recipe.datasets(cfg)[1]])
     refuse_base(cfg)
-    with files.fresh(folder / "prepared") as tmp:
+    with files.fresh(folder / "prepared", stamp=folder / "preprocess.json") as tmp:
         # `axolotl preprocess` from -c: `datasets` saves in spawned workers, and each would import a main module that has a file (20 s).
         process.run(
             [

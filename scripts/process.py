@@ -15,10 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 # What every tool we start must see: no telemetry, no progress bars in logs, tokens never printed.
@@ -32,10 +34,21 @@ QUIET = {
 WAIT = 120  # seconds for a server to answer; an 8B model from a cold disk takes most of it
 
 
-def die_with_parent():
-    """On Linux: end (SIGTERM) when the parent does, even if that was killed, so that no orphan goes on writing where a new run begins."""
+def die_with_parent(parent=None):
+    """On Linux: end (SIGTERM) when the parent does, even if that was killed, so that no orphan goes on writing where a new run begins.
+
+    At once if it is gone already. What make started shares make's session; an orphan finds itself under a parent of another.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if parent and os.getppid() != parent or not parent and os.getsid(0) not in (os.getpid(), os.getsid(os.getppid())):
+        os._exit(130)
+
+
+def _stop(*_):
+    """SIGTERM ends like Ctrl-C, so that temporary folders go and children end; make passes it on, and a second one must not stop the clean-up."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def command(main):
@@ -48,63 +61,76 @@ def command(main):
         os.environ["TQDM_DISABLE"] = "1"
     os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
     try:
-        # SIGTERM ends like Ctrl-C, so that temporary folders go and children end.
-        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        signal.signal(signal.SIGTERM, _stop)
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except Exception as error:
         if os.environ.get("DEBUG") == "1":
             traceback.print_exc()
         text = str(error)
         if isinstance(error, OSError) and error.strerror:
             room = "; make room and run the same command again" if error.errno == errno.ENOSPC and "make room" not in error.strerror else ""
             text = f"{error.filename}: {error.strerror}{room}" if error.filename else f"{error.strerror}{room}"
+        elif not isinstance(error, (ValueError, OSError)):  # a library's own: no advice of ours, but one line too
+            text = f"{type(error).__name__}: {text}"[:500] + "; DEBUG=1 shows where"
         print(" ".join(text.split()), file=sys.stderr)
-        sys.exit(1)
-    except Exception as error:  # a library's own: no advice of ours, but one line too
-        if os.environ.get("DEBUG") == "1":
-            raise
-        print(" ".join(f"{type(error).__name__}: {error}".split())[:500] + "; DEBUG=1 shows where", file=sys.stderr)
         sys.exit(1)
 
 
 def run(cmd, log, title, env=None, follow=None):
-    """Run a command with all its output in `log`; show `title` and a bar. Raises ChildProcessError with the last error line.
+    """Run a command with all its output in `log`; show `title` and a bar. `follow(line, bar)` reads each output line and moves the bar.
 
-    `follow(line, bar)` reads each output line and moves the bar.
+    Raises ChildProcessError with the last error line, or OSError (ENOSPC) where the disk was full, in whatever words the command said so.
     """
+    log, full = Path(log), None
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for stale in Path(tempfile.gettempdir()).glob("galley-[0-9]*"):  # a killed run's
+        if not Path("/proc", stale.name.split("-")[1]).exists():
+            shutil.rmtree(stale, ignore_errors=True)
+    tmp = tempfile.mkdtemp(prefix=f"galley-{os.getpid()}-")  # torchrun and Axolotl leave their temporary folders behind
+    try:
+        code = _logged(cmd, log, title, {**QUIET, "TQDM_DISABLE": "", "TMPDIR": tmp, **(env or {})}, follow)
+        full = _full_disk(log) if code else None
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        full = log.parent.parent  # the log's own disk
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    if full:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(full))
+    if code:
+        how = f"signal {-code}" if code < 0 else f"exit {code}"
+        raise ChildProcessError(f"{title.strip()} failed ({how}): {_cause(log)}; the whole log is in {log}")
+
+
+def _logged(cmd, log, title, env, follow):
+    """Run it to its end, or end it with us; returns the exit code."""
     from tqdm import tqdm
 
-    log = Path(log)
-    log.parent.mkdir(parents=True, exist_ok=True)
     form = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}" if follow else "{desc} {elapsed}"
     with (
         open(log, "w", encoding="utf-8", errors="replace") as out,
         tqdm(desc=f"{title:<28}", bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
-        proc = subprocess.Popen(
-            [str(c) for c in cmd],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env={**os.environ, **QUIET, "TQDM_DISABLE": "", **(env or {})},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        proc = _start(cmd, env, stdout=subprocess.PIPE, text=True, errors="replace")
         try:
             for line in _lines(proc.stdout):
                 out.write(line + "\n")
                 out.flush()
                 follow(line, bar) if follow else bar.refresh()
-            code = proc.wait()
+            return proc.wait()
         except BaseException:
             _end(proc)
             raise
-    if code:
-        raise ChildProcessError(f"{title.strip()} failed ({_exit(code)}): {_cause(log)}; the whole log is in {log}")
+
+
+def _start(cmd, env, **streams):
+    """A command in a session of its own, which Ctrl-C does not reach; it ends when we do."""
+    cmd, env, born = [str(c) for c in cmd], {**os.environ, **env}, partial(die_with_parent, os.getpid())
+    return subprocess.Popen(cmd, stderr=subprocess.STDOUT, env=env, start_new_session=True, preexec_fn=born, **streams)
 
 
 def _lines(stream):
@@ -118,7 +144,7 @@ def _lines(stream):
 
 
 def _end(proc):
-    """End the group that we started: politely, then for certain."""
+    """End the group that we started (Ollama has runners of its own): politely, then for certain."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(proc.pid, sig)
@@ -127,10 +153,6 @@ def _end(proc):
             return
         except subprocess.TimeoutExpired:
             continue
-
-
-def _exit(code):
-    return f"signal {-code}" if code < 0 else f"exit {code}"
 
 
 def _cause(log):
@@ -143,6 +165,18 @@ def _cause(log):
         and not re.match(r"(subprocess|torch\.distributed)", line)
     ]
     return (named or lines or ["no output"])[-1][:300]
+
+
+def _full_disk(log):
+    """Where a failed tool met a full disk: the file that its last words name, else the folder of its log, or None.
+
+    PyTorch's writer ("enforce fail at inline_container.cc") and llama.cpp's ("iostream error") do not say why they failed: the disk itself does.
+    """
+    said = re.findall(r".*(?:No space left on device|Disk quota exceeded).*", log.read_text(encoding="utf-8", errors="replace"))
+    named = said and re.search(r"'(/[^']+)'", said[-1])
+    if said or shutil.disk_usage(log.parent).free < 2**20:
+        return named[1] if named else log.parent.parent
+    return None
 
 
 def llama_cpp(tool):
@@ -190,15 +224,7 @@ def started(cmd, url, log, env=None):
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
-        proc = subprocess.Popen(
-            [str(c) for c in cmd],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
+        proc = _start(cmd, env or {}, stdout=out, stdin=subprocess.DEVNULL)
     try:
         until = time.time() + WAIT
         while not answers(url):
@@ -209,14 +235,7 @@ def started(cmd, url, log, env=None):
             time.sleep(0.1)
         yield proc
     finally:
-        try:  # the whole group: Ollama has runners of its own
-            os.killpg(proc.pid, signal.SIGTERM)
-            proc.wait(timeout=10)
-        except ProcessLookupError:
-            pass
-        except subprocess.TimeoutExpired:
-            os.killpg(proc.pid, signal.SIGKILL)
-            proc.wait()
+        _end(proc)
 
 
 @contextmanager
@@ -232,12 +251,7 @@ def llama(gguf, log, *options):
 def ollama(models, log):
     """A private Ollama with its own model folder; yields its URL."""
     url = f"http://127.0.0.1:{free_port()}"
-    env = {
-        "OLLAMA_HOST": url,
-        "OLLAMA_MODELS": str(Path(models).resolve()),
-        "OLLAMA_KEEP_ALIVE": "5m",
-        "OLLAMA_NOPRUNE": "1",
-        "OLLAMA_NO_CLOUD": "1",
-    }
+    models = str(Path(models).resolve())
+    env = {"OLLAMA_HOST": url, "OLLAMA_MODELS": models, "OLLAMA_KEEP_ALIVE": "5m", "OLLAMA_NOPRUNE": "1", "OLLAMA_NO_CLOUD": "1"}
     with started([ollama_binary(), "serve"], f"{url}/api/version", log, env):
         yield url

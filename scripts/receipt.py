@@ -49,9 +49,16 @@ def write(path, inputs, outputs, figures, sha256):
         "machine": machine(),
         "commit": commit(),
     }
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
-    tmp.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-    os.replace(tmp, path)
+    tmp = path.with_name(f".{path.name}.new")  # always the same name: the next receipt takes what a killed run left of it
+    try:
+        with open(tmp, "w", encoding="utf-8") as out:
+            out.write(json.dumps(body, indent=2) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(tmp, path)
+    except OSError as error:  # a full disk; a write's own error names no file
+        tmp.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     return body
 
 

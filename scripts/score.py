@@ -1,138 +1,197 @@
-"""Did it learn? The style of a recipe's replies to the held-out prompts, at the base, the merged model and Ollama.
+"""Did it learn? The held-out prompts at any stage: what each row's checks say, the perplexity of the reference replies, ten fixed prompts.
 
-    python -m scripts.score pirate-nano base merged ollama     # → outputs/pirate-nano/score.json, replies-STAGE.jsonl beside it
+    python -m scripts.score pirate-nano                         # every stage that stands: base adapter merged gguf ollama
+    python -m scripts.score pirate-nano merged --limit 10       # a quick look; nothing that counts is written
+    python -m scripts.score pirate-nano --ten                   # the ten fixed prompts, side by side, as they were last answered
+    python -m scripts.score pirate-nano --tasks "arc_easy"      # lm-eval's tasks, on the merged model
 
-The style score is the share of replies that a logistic regression on character n-grams holds for the recipe's voice rather than for its plain twin.
-It is trained on the training replies and their twins, and refused unless it tells at least 95 % of the held-out replies and twins apart.
+→ outputs/NAME/eval/STAGE.jsonl and ten-STAGE.jsonl, every reply; receipt score.json, with 95 % intervals over the rows. Replies are greedy, and the
+same each time; --sample draws them with the Modelfile's parameters. A stage that was scored earlier stays in the receipt as long as the rows and all
+that it was made from are the same. What a row can ask of its reply: scripts/scoring/checks.py.
 """
 
+import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
-from scripts import data, files, process, receipt, recipe
-
-LIMIT, SEED = 300, 1  # tokens a reply may take; the seed of every backend
-SOUND = 0.95  # held-out accuracy below which the classifier's word counts for nothing
+from scripts import data, process, recipe
+from scripts.scoring import backends, checks, record, servers, statistics, tasks
 
 
-def replies(rows):
-    return [m["content"] for r in rows for m in r["messages"] if m["role"] == "assistant"]
+def rows_of(name, cfg):
+    """(paths, rows) of the held-out conversations: the recipe's own test_datasets, else its family's eval.jsonl. Rows without an id are numbered."""
+    paths = [p for p in recipe.datasets(cfg)[1] if p.suffix == ".jsonl"] or [Path("datasets", recipe.family(name), "eval.jsonl")]
+    return paths, [{"id": f"{path.stem}-{n}", "kind": None} | row for path in paths for n, row in enumerate(data.read(path), 1)]
 
 
-def judge(family):
-    """(classifier, its accuracy on held-out replies and twins). 1 is the voice, 0 its plain twin."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+def ten_of(name):
+    """([path], rows) of the family's fixed prompts; both empty where it has none."""
+    path = Path("datasets", recipe.family(name), "ten.jsonl")
+    return ([path], record.read(path)) if path.is_file() else ([], [])
 
-    voice, plain, held, held_plain = (
-        replies(data.read(f"datasets/{family}/{n}.jsonl")) for n in ("train", "train-plain", "eval", "eval-plain")
+
+def ready(name, cfg, named):
+    """(stages that can be scored, [(stage, why not), …]). Raises ValueError with all that is missing of those `named`, or where nothing stands."""
+    stand, missing = [], []
+    for stage in named or backends.STAGES:
+        try:
+            backends.check(name, stage, cfg)
+            if stage == "ollama":
+                servers.held(name)
+            stand.append(stage)
+        except ValueError as error:
+            missing.append((stage, str(error)))
+    if missing and (named or not stand):
+        raise ValueError("; ".join(dict.fromkeys(why for _, why in missing)))
+    return stand, missing
+
+
+def job(args, cfg):
+    """What every stage is asked, and how. Raises ValueError for faulty rows, all of them at once."""
+    paths, rows = rows_of(args.name, cfg)
+    ten_path, ten = ten_of(args.name)
+    twins = checks.twins(recipe.family(args.name))
+    checks.refuse(paths, bool(twins))
+    modelfile = recipe.modelfile(args.name)
+    found = recipe.read_modelfile(modelfile) if modelfile.is_file() else {"parameters": {}}
+    chosen = backends.options(found, args.sample)
+    how = "sampled: " + " ".join(f"{k}={v}" for k, v in chosen.items() if k not in backends.FIXED) if args.sample else "greedy"
+    asked = {"prompts": len(rows[: args.limit]), "seed": chosen["seed"], "decoding": how}
+    shared = list(dict.fromkeys([*paths, *ten_path, *twins]))
+    speaks = bool(twins) and any(not r.get("checks") or r["checks"].get("style") for r in rows[: args.limit])
+    return {
+        "rows": rows[: args.limit],
+        "ten": ten[: args.limit],
+        "shared": shared,
+        "system": found.get("system"),
+        "chosen": chosen,
+        "asked": asked,
+        "speaks": speaks,
+    }
+
+
+def answer(opened, job, voice, tick):
+    """(lines of STAGE.jsonl, lines of ten-STAGE.jsonl, tokens generated, seconds of it) of an opened stage."""
+    (replies, likelihood), rows = opened, job["rows"]
+    prompts = [data.prompt(r) for r in rows] + [r["messages"] for r in job["ten"]]
+    if job["system"]:  # as a server would send them
+        prompts = [p if p[0]["role"] == "system" else [{"role": "system", "content": job["system"]}, *p] for p in prompts]
+    start = time.perf_counter()
+    said = replies(prompts, job["chosen"], tick)
+    seconds, lines = time.perf_counter() - start, []
+    voices = voice([text for text, _, _ in said[: len(rows)]]) if voice else [None] * len(rows)
+    losses = likelihood(rows, tick) if likelihood else [None] * len(rows)
+    for row, prompt, (text, ended, _), speaks, loss in zip(rows, prompts, said, voices, losses):
+        found = checks.judge(row, prompt[0]["content"] if prompt[0]["role"] == "system" else None, text, ended, speaks)
+        line = {"id": row["id"], "kind": row["kind"], "prompt": prompt[-1]["content"], "reply": text, "ended": ended, "checks": found}
+        lines.append(line | {"passed": checks.passed(row, found)} | ({"nll": round(loss[0], 4), "tokens": loss[1]} if loss else {}))
+    ten = [
+        {"id": r["id"], "prompt": r["messages"][-1]["content"], "reply": text, "ended": ended}
+        for r, (text, ended, _) in zip(job["ten"], said[len(rows) :])
+    ]
+    return lines, ten, sum(tokens for _, _, tokens in said), seconds
+
+
+def figures_of(lines):
+    """A stage's figures from its lines: each check, all together, perplexity."""
+    asked = [key for key in checks.KEYS if any(key in line["checks"] for line in lines)]
+    found = {key: statistics.interval([line["checks"][key] for line in lines if key in line["checks"]]) for key in asked}
+    found["passed"] = statistics.interval([line["passed"] for line in lines])
+    measured = [line for line in lines if line.get("tokens")]
+    if measured:
+        found["ppl"] = statistics.perplexity([line["nll"] for line in measured], [line["tokens"] for line in measured])
+    return found
+
+
+def run(stage, args, cfg, job, voice):
+    """(figures, lines of STAGE.jsonl, lines of ten-STAGE.jsonl) of one stage, with a bar over the prompts."""
+    from tqdm import tqdm
+
+    start, total = time.perf_counter(), len(job["rows"]) * (1 + (stage in backends.WEIGHTS)) + len(job["ten"])
+    form = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}<{remaining}"
+    with (
+        tqdm(desc=f"{f'score {args.name} {stage}':<28}", total=total, bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar,
+        backends.opened(args.name, stage, cfg, args.parallel) as opened,
+    ):
+        lines, ten, tokens, seconds = answer(opened, job, voice, bar.update)
+    found = figures_of(lines) | {"tokens_per_s": round(tokens / seconds, 1), "seconds": round(time.perf_counter() - start, 2)}
+    return found | ({"server": servers.held(args.name)[1]} if stage == "ollama" else {}), lines, ten
+
+
+def line_of(stage, found):
+    """One stage, for people: `score       merged   style  99% (95–100)  …  ppl 140.8 (133.2–149.0)  645 tokens/s`."""
+    cells = []
+    for key, at in found.items():
+        if key == "ppl":
+            cells.append(f"ppl {at['mean']:.1f}" + (f" ({at['low']:.1f}–{at['high']:.1f})" if "low" in at else ""))
+        elif isinstance(at, dict):
+            cells.append(f"{key} {at['mean']:>4.0%} ({100 * at['low']:.0f}–{100 * at['high']:.0f})")
+    cells += [""] * ("ppl" not in found)  # a server has no perplexity to tell
+    return f"score       {stage:<9}" + "".join(f"{cell:<22}" for cell in cells) + f"{found['tokens_per_s']:>7,.0f} tokens/s"
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(prog="python -m scripts.score", description="score a recipe's model on held-out prompts")
+    parser.add_argument("name")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{' '.join(backends.STAGES)}; all that stand where none is named")
+    parser.add_argument("--sample", action="store_true", help="draw replies with the Modelfile's parameters instead of greedily")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="only the first N rows; replies go to eval/limit-N, and no receipt is written"
     )
-    model = make_pipeline(
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, min_df=3), LogisticRegression(C=10, max_iter=1000)
+    parser.add_argument(
+        "--parallel", type=int, default=1, metavar="N", help="prompts that a server gets at a time; above 1 replies may vary"
     )
-    model.fit(voice + plain, [1] * len(voice) + [0] * len(plain))
-    accuracy = model.score(held + held_plain, [1] * len(held) + [0] * len(held_plain))
-    if accuracy < SOUND:
-        raise ValueError(
-            f"datasets/{family}: the style classifier tells only {accuracy:.0%} of held-out replies from their twins (needs {SOUND:.0%}); the voice is not distinct enough in the data"
-        )
-    return model, accuracy
-
-
-def from_weights(path, prompts, options):
-    """[(reply, ended)] by transformers, batched, sampled as Ollama would with the Modelfile's options."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto" if device == "cuda" else torch.float32).to(device).eval()
-    torch.manual_seed(SEED)
-    out = []
-    for start in range(0, len(prompts), 25):
-        text = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts[start : start + 25]]
-        x = tokenizer(text, return_tensors="pt", padding=True, add_special_tokens=False).to(device)
-        with torch.no_grad():
-            y = model.generate(**x, max_new_tokens=LIMIT, do_sample=True, temperature=options["temperature"], top_k=40, top_p=0.9)[
-                :, x["input_ids"].shape[1] :
-            ]
-        ends = (
-            [model.generation_config.eos_token_id]
-            if isinstance(model.generation_config.eos_token_id, int)
-            else model.generation_config.eos_token_id
-        )
-        out += [(tokenizer.decode(ids, skip_special_tokens=True), any(e in ids.tolist() for e in ends)) for ids in y]
-    return out
-
-
-def from_ollama(model, prompts):
-    """[(reply, ended)] by the running Ollama, with the options that its Modelfile gives."""
-    import httpx
-
-    out = []
-    for messages in prompts:
-        answer = httpx.post(
-            f"{process.ollama_url()}/api/chat",
-            timeout=600,
-            json={"model": model, "messages": messages, "stream": False, "options": {"seed": SEED, "num_predict": LIMIT}},
-        )
-        if answer.status_code != 200:
-            raise ValueError(f"Ollama at {process.ollama_url()}: {answer.text[:200]}; `make ollama` first")
-        out.append((answer.json()["message"]["content"], answer.json()["done_reason"] == "stop"))
-    return out
-
-
-def prompts_of(rows, system):
-    """The held-out prompts as Ollama would send them: the Modelfile's system message where the row has none."""
-    prompts = [data.prompt(r) for r in rows]
-    return [p if p[0]["role"] == "system" or not system else [{"role": "system", "content": system}, *p] for p in prompts]
+    parser.add_argument("--tasks", default="", metavar="TASK …", help="lm-eval's tasks, by name, name:shots or path of a task's YAML")
+    parser.add_argument("--ten", action="store_true", help="show the replies to the ten fixed prompts; nothing is run")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    args = parser.parse_args(argv)
+    if wrong := sorted(set(args.stages) - set(backends.STAGES)):
+        parser.error(f"no stage {' '.join(wrong)}; there are: {' '.join(backends.STAGES)}")
+    if args.parallel < 1 or (args.limit is not None and args.limit < 1):
+        parser.error("--limit and --parallel take whole numbers from 1 on")
+    return args
 
 
 def main(argv):
-    stages = argv[1:]
-    if not stages or set(stages) - {"base", "merged", "ollama"}:
-        print("usage: python -m scripts.score NAME base|merged|ollama …", file=sys.stderr)
-        return 2
-    name, folder = argv[0], Path("outputs", argv[0])
-    family, found = recipe.family(name), recipe.read_modelfile(recipe.modelfile(name))
-    classifier, accuracy = judge(family)
-    rows = data.read(f"datasets/{family}/eval.jsonl")
-    prompts, options = prompts_of(rows, found.get("system")), {"temperature": float(found["parameters"]["temperature"][0])}
-    figures = {**((receipt.read(folder / "score.json") or {}).get("figures") or {}), "classifier_accuracy": accuracy, "prompts": len(rows)}
+    args = parse(argv)
+    name, folder, whole = args.name, Path("outputs", args.name), args.limit is None
+    if args.ten:
+        print("\n".join(record.side_by_side(name)))
+        return 0
+    if not (folder / "recipe.yml").is_file():
+        recipe.load(name)  # says so, where there is no such recipe
+        raise ValueError(f"{folder}: nothing was made there yet; {backends.make('eval', name)} makes it")
+    cfg, say = recipe.read(folder / "recipe.yml"), (lambda _: None) if args.json else print
+    todo = job(args, cfg)
+    stages, missing = ready(name, cfg, args.stages) if args.stages or not args.tasks else ([], [])
+    for stage, why in missing:
+        say(f"score       {stage:<9}-  {why}")
+    hub = os.environ.get("HF_HUB_OFFLINE", "0")
+    os.environ["HF_HUB_OFFLINE"] = hub if hub != "0" else "1"  # what is scored is here; lm-eval's tasks may come from the hub
+    voice = None
+    if stages and todo["speaks"]:
+        voice, accuracy = checks.style(recipe.family(name))
+        todo["asked"]["classifier_accuracy"] = round(accuracy, 4)
+    figures = record.still(name, cfg, todo["shared"], todo["asked"] if stages else None) if whole else todo["asked"] | {"stages": {}}
     for stage in stages:
-        paths = {"base": recipe.read(folder / "recipe.yml")["base_model"], "merged": folder / "merged"}
-        said = from_ollama(recipe.ollama_name(name), prompts) if stage == "ollama" else from_weights(paths[stage], prompts, options)
-        voices = classifier.predict_proba([text for text, _ in said])[:, 1]
-        figures[stage] = {"style": round(float((voices > 0.5).mean()), 4), "ended": round(sum(e for _, e in said) / len(said), 4)}
-        with open(folder / f"replies-{stage}.jsonl", "w", encoding="utf-8") as out:
-            for row, (text, ended), voice in zip(rows, said, voices):
-                out.write(
-                    json.dumps(
-                        {
-                            "id": row["id"],
-                            "prompt": row["messages"][-2]["content"],
-                            "reply": text,
-                            "ended": ended,
-                            "voice": round(float(voice), 4),
-                        },
-                        ensure_ascii=False,
-                    )
-                    + "\n"
-                )
-        print(f"score       {stage:<8} {figures[stage]['style']:>5.0%} in the voice, {figures[stage]['ended']:>5.0%} end by themselves")
-    receipt.write(
-        folder / "score.json",
-        [f"datasets/{family}/{n}.jsonl" for n in ("train", "train-plain", "eval", "eval-plain")],
-        [folder / f"replies-{s}.jsonl" for s in stages],
-        figures,
-        files.sha256,
-    )
+        figures["stages"][stage], *lines = run(stage, args, cfg, todo, voice)
+        record.keep(record.replies_of(name, stage, "eval" if whole else f"eval/limit-{args.limit}"), lines)
+        if whole:
+            record.write(name, cfg, todo["shared"], figures)
+        say(line_of(stage, figures["stages"][stage]))
+    if args.tasks:
+        made = tasks.run(name, cfg, args.tasks.split(), hub)
+        figures["tasks"] = figures.get("tasks", {}) | made
+        record.write(name, cfg, todo["shared"], figures)
+        for task, metrics in made.items():
+            say(f"score       {'tasks':<9}{task}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+    if args.json:
+        print(json.dumps(figures, indent=2))
     return 0
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     process.command(main)

@@ -85,6 +85,8 @@ def clear_stale(training, key, ranks, keep=True):
     if not made and list(training.glob("checkpoint-*")):
         raise ValueError(f"{training}: holds checkpoints of a run that `make` did not start; move them away, or `rm -r {training}`")
     if made.get("key") != key or not keep:
+        for checkpoint in training.glob("checkpoint-*"):  # before run.json: without it they would be a stranger's
+            shutil.rmtree(checkpoint)
         shutil.rmtree(training, ignore_errors=True)
         (training.parent / "health.jsonl").unlink(missing_ok=True)  # of another run
     for checkpoint in training.glob("checkpoint-*"):
@@ -95,7 +97,7 @@ def clear_stale(training, key, ranks, keep=True):
             f"{training}: its checkpoints were made on {made['ranks']} ranks, this run has {ranks}; go on with the same GPUS and NNODES, or `rm -r {training}` to start over"
         )
     training.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps({"key": key, "ranks": ranks}))
+    files.write_if_changed(mark, json.dumps({"key": key, "ranks": ranks}))
 
 
 def state(checkpoint):
@@ -132,8 +134,8 @@ def stands(training):
     except ValueError:
         return False
     last = training / f"checkpoint-{step}"
-    kept = [p / "adapter_model.safetensors" for p in (training, last)]
-    if all(p.exists() for p in kept) and files.sha256(kept[0]) == files.sha256(kept[1]):
+    kept = [f for f in ADAPTER_FILES if (last / f).exists()]  # all of them: the tokenizer is saved after the weights
+    if kept and all((training / f).exists() and files.sha256(training / f) == files.sha256(last / f) for f in kept):
         return True
     shutil.rmtree(last)
     return False
@@ -227,7 +229,7 @@ def main(argv):
     last = finished(training)
     figures, findings = results(folder, last)
     figures |= {"resumed_from_step": resumed, "ranks": gpus, "global_batch": recipe.global_batch(own)}
-    with files.fresh(folder / "adapter") as tmp:
+    with files.fresh(folder / "adapter", stamp=folder / "train.json") as tmp:
         for file in ADAPTER_FILES:
             if (training / file).exists():
                 shutil.copy2(training / file, tmp / file)

@@ -18,6 +18,7 @@ def tokenizer(chain):
 def test_it_is_the_same_model(chain):
     figures = receipt.read(chain / "gguf.json")["figures"]
     assert figures["F16_nmse"] <= 1e-6 and figures["Q8_0_kld"] < figures["Q4_K_M_kld"] < 0.1 and figures["texts"] > 100
+    assert all(figures[f"{kind}_{what}tokens_per_s"] > 0 for kind in ("F16", "Q4_K_M", "Q8_0") for what in ("", "prompt_"))
     assert {p.name for p in (chain / "gguf").glob("*.gguf")} == {f"pirate-nano-{k}.gguf" for k in ("F16", "Q4_K_M", "Q8_0")}
 
 
@@ -82,6 +83,22 @@ def test_a_cut_file_is_caught(chain, tmp_path):
     cut.write_bytes(cut.read_bytes()[:5000])
     with pytest.raises(ValueError, match="not a whole GGUF"):
         gguf.metadata(cut)
+
+
+def test_speeds_are_the_servers_own_and_cost_little(chain, tmp_path):
+    import time
+
+    import httpx
+
+    with process.llama(chain / "gguf/pirate-nano-Q4_K_M.gguf", tmp_path / "log", "-c", 4096, "-np", 1) as url:
+        start = time.time()
+        said = gguf.speeds(url)
+        took = time.time() - start
+        ids = httpx.post(f"{url}/tokenize", json={"content": gguf.SPOKEN}).json()["tokens"]
+    assert 128 < len(ids) < 1024
+    # What was timed fits into what we waited: a token a second would not, nor would a prompt that was left in the cache.
+    assert gguf.GENERATED / said["tokens_per_s"] + len(ids) / said["prompt_tokens_per_s"] < took
+    assert said["prompt_tokens_per_s"] > said["tokens_per_s"] > 0
 
 
 def test_an_unknown_quant_type_is_said(chained):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -45,7 +46,13 @@ def test_what_a_stopped_run_started_ends_too(tmp_path, sign):
         "process.command(main)"
     )
     # A job started in the background has SIGINT ignored, and its children inherit that.
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.time() + 10
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.time() < until
@@ -57,6 +64,58 @@ def test_what_a_stopped_run_started_ends_too(tmp_path, sign):
     while os.path.exists(f"/proc/{child}") and open(f"/proc/{child}/stat").read().split(")")[1].split()[0] != "Z":
         assert time.time() < until, "the child lives on"
         time.sleep(0.05)
+
+
+def test_a_second_sigterm_does_not_stop_the_clean_up():
+    """Make passes on the one that its group has got as well."""
+    code = (
+        "import time; from scripts import process\n"
+        "def main(argv):\n    try:\n        print('at work', flush=True)\n        time.sleep(60)\n"
+        "    finally:\n        time.sleep(1)\n        print('tidy', flush=True)\n"
+        "process.command(main)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "at work\n"
+    for _ in range(2):
+        child.terminate()
+        time.sleep(0.3)
+    assert child.communicate() == ("tidy\n", "stopped; run the same command again to go on\n") and child.returncode == 130
+
+
+def test_a_room_whose_make_is_gone_before_it_began_does_not_begin(tmp_path):
+    """Killed while Python was starting, make can no longer be the parent whose end is told."""
+    code = f"from scripts import process; process.command(lambda argv: open({str(tmp_path / 'began')!r}, 'w').close())"
+    for orphan, began in ((False, True), (True, False)):
+        script = '(sleep 0.5; exec env MAKELEVEL=1 "$@"; ) & ' + ("exit" if orphan else "wait")
+        child = subprocess.Popen(["bash", "-c", script, "make", sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
+        child.communicate()  # the pipe ends with the last of them
+        assert (tmp_path / "began").exists() == began
+        (tmp_path / "began").unlink(missing_ok=True)
+
+
+def test_what_a_tool_leaves_in_its_temporary_folder_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(process.tempfile, "tempdir", str(tmp_path))
+    for name in ("galley-999999999-x", f"galley-{os.getppid()}-x", "galley-notes"):
+        (tmp_path / name).mkdir()
+    code = "import tempfile; print(tempfile.mkdtemp())"
+    process.run([sys.executable, "-c", code], tmp_path / "logs/log", "x")
+    assert (tmp_path / "logs/log").read_text().startswith(f"{tmp_path}/galley-{os.getpid()}-")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"galley-{os.getppid()}-x", "galley-notes", "logs"]
+
+
+@pytest.mark.parametrize(
+    "said, place",
+    [
+        ("safetensors_rust.SafetensorError: Error while serializing: I/O error: No space left on device (os error 28)", "outputs/x"),
+        ("OSError: [Errno 28] No space left on device: '/hub/blobs/y'", "/hub/blobs/y"),
+        ("OSError: [Errno 122] Disk quota exceeded", "outputs/x"),
+    ],
+)
+def test_a_tool_that_met_a_full_disk_is_no_mystery(tmp_path, monkeypatch, said, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError) as error:
+        process.run([sys.executable, "-c", f"print({said!r}); print('  at the end'); raise SystemExit(1)"], "outputs/x/logs/log", "x")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, place)
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path):
