@@ -24,7 +24,8 @@ def keep(paths, contents):
 
 
 def read(path):
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as lines:  # not splitlines(): a reply may hold U+2028, which JSON leaves as it is
+        return [json.loads(line) for line in lines]
 
 
 def still(name, cfg, shared, asked):
