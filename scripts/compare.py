@@ -32,9 +32,8 @@ def gathered(names):
             continue
         at = run["log"] or {"step": 0, "steps": None}
         if run["state"] == "running":
-            faults.append(
-                f"{name}: in progress, at step {at['step']}{f' of {at["steps"]}' if at['steps'] else ''}; compare it when it has ended"
-            )
+            whole = f" of {at['steps']}" if at["steps"] else ""
+            faults.append(f"{name}: in progress, at step {at['step']}{whole}; compare it when it has ended")
         found.append(run)
     if faults:
         raise ValueError("; ".join(faults))
