@@ -101,5 +101,5 @@ def test_rank_stabilised_scale(tmp_path):
 
 def test_no_room_is_said_before_the_work(chained, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(OSError, match="0.0 GiB are free; make room"):
+    with pytest.raises(OSError, match="0.0 MiB are free; make room"):
         merge.main(["pirate-nano"])

@@ -43,7 +43,7 @@ def test_kill_9_and_make_again_ends_in_the_same_adapter(short):
     child = subprocess.Popen(
         ["make", "train", "RECIPE=pirate-nano"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    until = time.time() + 120
+    until = time.time() + 400
     while not list(Path("outputs/pirate-nano/training").glob("checkpoint-8/trainer_state.json")):
         assert time.time() < until and child.poll() is None
         time.sleep(0.05)
