@@ -119,7 +119,8 @@ def finished(stage, known, url, run=True):
     if stages.unsound() or not path.exists():
         wrong.append("the receipts of a finished run do not hold")
     left = {*processes.listing(*stages.FOLDERS), *(p.name for p in stages.OUT.rglob(".*"))} - known["names"]
-    left |= {f"TMPDIR/{p.name}" for p in Path("tmp").iterdir()} - {f"TMPDIR/torchinductor_{getpass.getuser()}"}  # PyTorch's cache
+    kernels = {f"TMPDIR/torchinductor_{user}" for user in (getpass.getuser(), os.getuid())}  # PyTorch's cache
+    left |= {f"TMPDIR/{p.name}" for p in Path("tmp").iterdir()} - kernels
     left |= set(stages.models(url)) - {f"{stages.NAME}:latest"} if stage == "ollama" else set()
     return wrong + ([f"left behind: {', '.join(sorted(left))}"] if left else [])
 

@@ -21,6 +21,7 @@ from scripts.watch import lines, weights
 from scripts.watch.pace import Pace, memory
 from scripts.watch.quiet import Quiet, say
 
+LOGGED = ("epoch", "loss", "grad_norm", "learning_rate", "reward")  # by the Trainer
 PROOF = 5  # optimizer steps after which every lora_B must have moved
 ASKED = 3  # times that the weights are looked at for it
 LOST = 20  # logs without a loss or a gradient, after which a run is dead even if its adapter is finite (signs/proof.py, `broken`)
@@ -70,6 +71,7 @@ class Watch(TrainerCallback):
         self.tick("loss" in logs)
         if "loss" not in logs or not self.running:  # an evaluation's, or the sum of the run
             return
+        self.quiet(self.mend, logs)
         if self.head:
             self.quiet(self.figures, state, logs)
             self.quiet(self.prove)
@@ -158,13 +160,14 @@ class Watch(TrainerCallback):
         skipped = self.trainer.accelerator.optimizer_step_was_skipped
         self.moved += not skipped and any(group["lr"] > 0 for group in optimizer.param_groups)
 
+    def mend(self, logs):
+        """After a loss of NaN: the Trainer empties its sum by subtracting it from itself, and every later loss would be NaN too."""
+        if not math.isfinite(logs["loss"]) and torch.is_tensor(getattr(self.trainer, "_tr_loss", None)):
+            self.trainer._tr_loss.zero_()
+
     def figures(self, state, logs):
         """The log's line, as far as this rank knows it."""
-        row = {"step": state.global_step} | {
-            k: logs[k] for k in ("epoch", "loss", "grad_norm", "learning_rate", "reward") if logs.get(k) is not None
-        }
-        if not math.isfinite(row["loss"]) and torch.is_tensor(getattr(self.trainer, "_tr_loss", None)):
-            self.trainer._tr_loss.zero_()  # the Trainer empties its sum by subtracting it from itself: every later loss would be NaN too
+        row = {"step": state.global_step} | {key: logs[key] for key in LOGGED if logs.get(key) is not None}
         steps, tokens, busy = state.global_step - self.logged, logs.get("tokens/total", self.pace.tokens), self.pace.busy
         if steps > 0 and busy > 0:
             row |= {"tokens_per_s": round((tokens - self.counted) / busy, 1), "step_s": round(busy / steps, 5)}
@@ -198,20 +201,21 @@ class Watch(TrainerCallback):
         if ranks_s:
             self.rows[-1]["ranks_s"] = ranks_s
         lines.write(self.path, self.rows[-1])
-        if stop:
-            self.speak(self.finding)
-        else:
-            self.warn(False)
+        self.speak(self.finding) if stop else self.warn(False)
 
     def warn(self, always):
         """Judge the rows so far, where it is time: judging a hundred thousand rows at each of them would take longer than the run."""
         step, now = self.rows[-1]["step"], time.perf_counter()
-        if not always and (step - self.judged < self.log["steps"] / JUDGED or now - self.judged_at < SHARE * self.cost):
+        early = step - self.judged < self.log["steps"] / JUDGED or now - self.judged_at < SHARE * self.cost
+        if self.finding or early and not always:
             return
-        for found in causes.judge({**self.log, "step": step, "epoch": self.rows[-1].get("epoch")})["findings"]:
+        for found in self.judge()["findings"]:
             if found["severity"] != "note":
                 self.speak({**found, "severity": "warning"})  # what is dead was proven by the weights
         self.judged, self.judged_at, self.cost = step, time.perf_counter(), time.perf_counter() - now
+
+    def judge(self, **more):
+        return causes.judge({**self.log, "step": self.rows[-1]["step"], "epoch": self.rows[-1].get("epoch"), **more})
 
     def speak(self, found):
         """Once a run, one line; that a run is dead is said when it has ended."""
@@ -219,9 +223,8 @@ class Watch(TrainerCallback):
             return
         self.spoken.add(found["cause"])
         left = self.rows[-1].get("left_s", 0)
-        found["cost"] = f"{left / 60:.1f} more minutes" + (
-            f", {left / 3600 * self.ranks:.1f} GPU-hours" if torch.cuda.is_available() else ""
-        )
+        hours = f", {left / 3600 * self.ranks:.1f} GPU-hours" if self.pace.gpu else ""
+        found["cost"] = f"{left / 60:.1f} more minutes{hours}" if left else "no more time"
         lines.write(self.path, {"step": self.rows[-1]["step"], "finding": found})
         if found["severity"] != "dead":
             say(f"health: {told(found)}")
@@ -242,7 +245,7 @@ class Watch(TrainerCallback):
     def end(self, state):
         self.pace.stop()
         if self.head:
-            verdict = "dead" if self.dead else causes.judge({**self.log, "step": state.global_step, "ended": True})["verdict"]
+            verdict = "dead" if self.dead else self.judge(ended=True)["verdict"]
             seconds = {"seconds": time.perf_counter() - self.began, "own_s": self.quiet.seconds - self.norms_s, "norms_s": self.norms_s}
             lines.write(self.path, {"end": {"step": state.global_step, "verdict": verdict} | {k: round(v, 4) for k, v in seconds.items()}})
 

@@ -90,8 +90,10 @@ def run(cmd, log, title, env=None, follow=None):
         if not Path("/proc", stale.name.split("-")[1]).exists():
             shutil.rmtree(stale, ignore_errors=True)
     tmp = tempfile.mkdtemp(prefix=f"galley-{os.getpid()}-")  # torchrun and Axolotl leave their temporary folders behind
+    kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"  # these are to stay
     try:
-        code = _logged(cmd, log, title, {**QUIET, "TQDM_DISABLE": "", "TMPDIR": tmp, **(env or {})}, follow)
+        own = {"TQDM_DISABLE": "", "TMPDIR": tmp, "TORCHINDUCTOR_CACHE_DIR": kernels}
+        code = _logged(cmd, log, title, {**QUIET, **own, **(env or {})}, follow)
         full = _full_disk(log) if code else None
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename:

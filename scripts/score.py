@@ -28,9 +28,13 @@ def rows_of(name, cfg):
 
 
 def ten_of(name):
-    """([path], rows) of the family's fixed prompts; both empty where it has none."""
+    """([path], rows) of the family's fixed prompts, which have no reply; both empty where it has none."""
     path = Path("datasets", recipe.family(name), "ten.jsonl")
-    return ([path], record.read(path)) if path.is_file() else ([], [])
+    rows = record.read(path) if path.is_file() else []
+    for n, row in enumerate(rows, 1):
+        if fault := data.row_fault({"messages": [*(row.get("messages") or []), {"role": "assistant", "content": "…"}]}):
+            raise ValueError(f"{path}:{n}: {fault}")
+    return [path] * path.is_file(), [{"id": f"ten-{n}"} | row for n, row in enumerate(rows, 1)]
 
 
 def ready(name, cfg, named):
@@ -51,8 +55,7 @@ def ready(name, cfg, named):
 
 def job(args, cfg):
     """What every stage is asked, and how. Raises ValueError for faulty rows, all of them at once."""
-    paths, rows = rows_of(args.name, cfg)
-    ten_path, ten = ten_of(args.name)
+    (paths, rows), (ten_path, ten) = rows_of(args.name, cfg), ten_of(args.name)
     twins = checks.twins(recipe.family(args.name))
     checks.refuse(paths, bool(twins))
     modelfile = recipe.modelfile(args.name)
@@ -118,7 +121,7 @@ def run(stage, args, cfg, job, voice):
     ):
         lines, ten, tokens, seconds = answer(opened, job, voice, bar.update)
     found = figures_of(lines) | {"tokens_per_s": round(tokens / seconds, 1), "seconds": round(time.perf_counter() - start, 2)}
-    return found | ({"server": servers.held(args.name)[1]} if stage == "ollama" else {}), lines, ten
+    return found, lines, ten
 
 
 def line_of(stage, found):

@@ -3,6 +3,7 @@
 import math
 import shutil
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -236,6 +237,35 @@ def test_an_adapter_that_the_optimizer_does_not_hold_is_found_by_its_weights(tmp
     assert all(line["grad_norm"] > 0 for line in lines.read(tmp_path / "x/health.jsonl") if "loss" in line)
 
 
+RANKS = """
+import sys
+from pathlib import Path
+sys.path[:0] = [".", "tests"]
+import torch
+from test_health import fail, model_of, trained
+
+model = model_of()
+for p in model.parameters():
+    if p.requires_grad:
+        p.register_hook(torch.zeros_like)
+broken = lambda watch: watch.trainer.args.process_index == 1 and setattr(watch, "begin", fail)
+watch, trainer = trained(Path(sys.argv[1]), model, broken, max_steps=40)
+print(f"rank {trainer.args.process_index} stopped at {trainer.state.global_step}", flush=True)
+watch.leave()
+"""
+
+
+def test_a_rank_whose_watch_has_failed_still_stops_with_the_others(tmp_path):
+    """Else one rank would wait for the other forever."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = run(*launcher, tmp_path / "ranks.py", tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 1 and "rank 0 stopped at 6" in done.stdout and "rank 1 stopped at 6" in done.stdout, done.stdout + done.stderr
+    assert "a mistake of ours" in done.stderr and done.stdout.count("stopped by health: no gradient") == 1
+    found = lines.read(tmp_path / "x/health.jsonl")
+    assert found[-1]["end"]["verdict"] == "dead" and not any("ranks_s" in line for line in found)
+
+
 def test_layers_that_do_not_learn_are_named_and_the_run_goes_on(tmp_path, capsys):
     model = model_of()
     next(p for n, p in model.named_parameters() if "layers.1.mlp.up_proj.lora_B" in n).register_hook(torch.zeros_like)
@@ -382,7 +412,7 @@ def test_the_progress_line(tmp_path):
     path, screen = tmp_path / "health.jsonl", Terminal()
     follow = bar.follower(path)
     with tqdm(desc=f"{'train pirate-nano':<28}", file=screen, ncols=120, leave=False) as line:
-        follow("loading", line)
+        follow("Loading weights: 100%|██████████| 291/291 [00:01<00:00, 21.10it/s]", line)
         lines.begin(path, {"steps": 281}, 0)
         for step in range(1, 121):
             lines.write(path, {"step": step, "loss": 5 - step / 200, "tokens_per_s": 2083.4, "left_s": 80.2, "memory_gib": 1.23})
@@ -392,14 +422,15 @@ def test_the_progress_line(tmp_path):
         assert "train pirate-nano" in told and "120/281" in told and "<01:20  loss 4.42 ↓  2,083 tok/s  1.2 GiB" in told and "█" in told
         lines.write(path, {"step": 121, "loss": math.nan, "left_s": 79})
         follow("100%|██████████| 25/25 [00:01<00:00, 21.10it/s]", line)  # an evaluation's bar
-        assert "120/281" in screen.text.split("\r")[-1] and "loss nan" in screen.text.split("\r")[-1]
+        assert "121/281" in screen.text.split("\r")[-1] and "loss nan" in screen.text.split("\r")[-1]
         lines.begin(path, {"steps": 281}, 100)  # resumed: the figures start over
         lines.write(path, {"step": 101, "loss": 4.5, "left_s": 90})
         follow("x", line)
-        assert "<01:30" in screen.text.split("\r")[-1]
-        line.ncols = 60
+        assert "101/281" in screen.text.split("\r")[-1] and "<01:30" in screen.text.split("\r")[-1]
+        lines.write(path, {"step": 102, "loss": 4.5, "tokens_per_s": 2083.4, "left_s": 80.2, "memory_gib": 1.23})
+        line.ncols = 80
         follow("x", line)
-        assert len(screen.text.split("\r")[-1]) <= 60
+        assert len(screen.text.split("\r")[-1].rstrip()) <= 80 and screen.text.rstrip().endswith("1.2 GiB")
 
 
 def test_where_the_loss_goes():

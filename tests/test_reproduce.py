@@ -9,13 +9,13 @@ from scripts import files, receipt, reproduce
 from scripts.runs import apart
 from test_snapshot import edit
 
-NAME = "pirate-nano+seed=7"
+NAME = "pirate-nano+lora_r=8"
 OUT = Path("outputs", NAME)
 
 
 @pytest.fixture(scope="module")
 def made(chain, tmp_path_factory):
-    """A variant made to the merge on 24 rows, once for this file: seconds of training, everything else as it is."""
+    """A variant made to the merge in three steps of training, once for this file. Its rows are those that the real chain prepared."""
     place = tmp_path_factory.mktemp("made")
     for item in TRACKED:
         source = ROOT / item
@@ -24,13 +24,18 @@ def made(chain, tmp_path_factory):
         else:
             shutil.copy2(source, place / item)
     (place / ".venv").symlink_to(ROOT / ".venv")
-    for name, rows in (("train", 24), ("eval", 4)):
-        path = place / f"datasets/pirate/{name}.jsonl"
-        path.write_text("\n".join(path.read_text().splitlines()[:rows]) + "\n")
-    for old, new in (("num_epochs: 2", "num_epochs: 1"), ("seed: 42", "seed: 43"), ("[Q4_K_M, Q8_0]", "[Q8_0]")):
-        edit(place / "recipes/pirate-nano.yml", old, new)
-    done = run("make", "merge", "RECIPE=pirate-nano", "SET=seed=7", cwd=place)
+    shutil.copytree(ROOT / "outputs/nano", place / "outputs/nano")
+    edit(place / "recipes/pirate-nano.yml", "num_epochs: 2\n", "num_epochs: 2\nmax_steps: 3\n")
+    assert room("snapshot", NAME, cwd=place).returncode == 0
+    shutil.copytree(chain / "prepared", place / OUT / "prepared")
+    prepared = receipt.read(chain / "preprocess.json")
+    for key in ("inputs", "outputs"):
+        prepared[key] = {path.replace("pirate-nano", NAME): digest for path, digest in prepared[key].items()}
+    prepared["inputs"][f"{OUT}/recipe.yml"] = files.sha256(place / OUT / "recipe.yml")
+    (place / OUT / "preprocess.json").write_text(json.dumps(prepared))
+    done = run("make", "merge", "RECIPE=pirate-nano", "SET=lora_r=8", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "preprocess  1224 rows" not in done.stdout
     return place
 
 
@@ -44,11 +49,11 @@ def again(made, tmp_path, monkeypatch):
 
 def test_the_same_machine_makes_the_same_bytes(again, tmp_path):
     """All of it a second time, although the recipe was edited since: what was run counts."""
-    edit("recipes/pirate-nano.yml", "lora_r: 64", "lora_r: 8")
+    edit("recipes/pirate-nano.yml", "lora_alpha: 32", "lora_alpha: 64")
     out = room("reproduce", NAME, TMPDIR=str(tmp_path), KEEP="1")
     assert out.returncode == 0, out.stdout + out.stderr
     assert f"reproduce   {NAME}: 3 of 3 stages bitwise the same; the folder is {tmp_path}/galley-" in out.stdout
-    assert "reproduce   pirate-nano+seed=7 to merge, from the files as they are here (made at no commit)" in out.stdout
+    assert "reproduce   pirate-nano+lora_r=8 to merge, from the files as they are here (made at no commit)" in out.stdout
     tree = next(tmp_path.glob("galley-*"))
     for file in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "recipe.yml"):
         assert files.sha256(tree / OUT / file) == files.sha256(OUT / file), file
@@ -103,7 +108,7 @@ def test_a_difference_is_measured_and_explained(again, made, capsys):
         "then it went on from the checkpoint of step 2",
     ):
         assert reason in said.split("because")[1].split("\nmerge")[0], said
-    assert "worst_relative_error 0.5 then" in said and "reproduce   pirate-nano+seed=7: 2 of 3 stages bitwise the same" in said
+    assert "worst_relative_error 0.5 then" in said and "reproduce   pirate-nano+lora_r=8: 2 of 3 stages bitwise the same" in said
 
 
 def test_what_follows_from_a_difference_says_so_and_none_is_left_without_a_reason(again, made, capsys):
@@ -195,7 +200,7 @@ def test_the_folder_is_laid_out_as_at_the_receipts_commit(again, tmp_path):
     assert reproduce.bring(NAME, receipts, tmp_path / commit) == [], "the commit has the data though the folder here has not"
     (tmp_path / commit / "modelfiles/llama3.jinja").unlink()
     assert reproduce.bring(NAME, receipts, tmp_path / commit) == ["modelfiles/llama3.jinja"]
-    edit(OUT / "recipe.yml", "lora_r: 64", "lora_r: 65")
+    edit(OUT / "recipe.yml", "lora_r: 8", "lora_r: 9")
     with pytest.raises(ValueError, match=f"{OUT.name}/recipe.yml: rewritten since".replace("+", r"\+")):
         reproduce.bring(NAME, receipts, tmp_path / commit)
 
@@ -204,7 +209,7 @@ def test_what_cannot_be_run_again_is_one_line(again):
     one_line(room("reproduce", "pirate"), "outputs/pirate: nothing was made under this name")
     one_line(
         room("reproduce", NAME, "--to", "gguf"),
-        f'{OUT}/gguf.json: no receipt to reproduce; `make gguf RECIPE=pirate-nano SET="seed=7"` first',
+        f'{OUT}/gguf.json: no receipt to reproduce; `make gguf RECIPE=pirate-nano SET="lora_r=8"` first',
     )
     assert room("reproduce", NAME, "--to", "ollama").returncode == 2
     Path("scripts/snapshot.py").write_text("raise ValueError('torn')\n")

@@ -66,11 +66,15 @@ def living(n=None):
 
 
 def end_all():
-    for pid in living():
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """End by force what this process started and what that started, whatever became of it."""
+    until = time.monotonic() + 20
+    while (left := living()) and time.monotonic() < until:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.02)
 
 
 def room_of(make):

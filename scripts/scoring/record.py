@@ -24,8 +24,14 @@ def keep(paths, contents):
 
 
 def read(path):
-    with open(path, encoding="utf-8") as lines:  # not splitlines(): a reply may hold U+2028, which JSON leaves as it is
-        return [json.loads(line) for line in lines]
+    """The objects of a JSONL file, a line each. Raises ValueError naming the first line that is none."""
+    found = []
+    for n, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+        try:
+            found += [dict(json.loads(line))] if line.strip() else []
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}:{n}: not a JSON object ({error}); mend or delete the line") from None
+    return found
 
 
 def still(name, cfg, shared, asked):

@@ -52,22 +52,21 @@ def llama(folder, cfg, parallel):
 
 
 def held(name):
-    """(URL, version) of the running Ollama, if it holds the very model that `make ollama` made. Raises ValueError with what to do."""
+    """The URL of the running Ollama, if it holds the very model that `make ollama` made. Raises ValueError with what to do."""
     import httpx
 
     url, model = process.ollama_url(), recipe.ollama_name(name)
     try:
-        version = httpx.get(f"{url}/api/version", timeout=5).json()["version"]
         models = {m["name"].removesuffix(":latest"): m["digest"] for m in httpx.get(f"{url}/api/tags", timeout=30).json()["models"] or []}
     except (httpx.HTTPError, ValueError, KeyError):
         raise ValueError(
             f"Ollama is not running at {url}; start it with `ollama serve`, or {backends.make('eval', name)} starts one of its own"
         ) from None
     made = receipt.read(Path("outputs", name, "ollama.json")) or {"figures": {}}
-    if models.get(model) != made["figures"].get("digest"):
-        has = "has another model of the name" if model in models else "has no model"
-        raise ValueError(f"Ollama at {url} {has} {model!r} than stands here; {backends.make('ollama', name)} creates it")
-    return url, version
+    if model not in models or models[model] != made["figures"].get("digest"):
+        has = f"another model {model!r} than was made last" if model in models else f"no model {model!r}"
+        raise ValueError(f"Ollama at {url} has {has}; {backends.make('ollama', name)} creates it")
+    return url
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def ollama(name, parallel):
     """The running Ollama, by /api/chat. Streamed, for it cuts replies that repeat themselves with an error, and what was said so far counts."""
     import httpx
 
-    (url, _), model = held(name), recipe.ollama_name(name)
+    url, model = held(name), recipe.ollama_name(name)
     with httpx.Client(timeout=600) as client:
 
         def ask(conversation, chosen):

@@ -48,6 +48,7 @@ def precision(stage, cfg):
 def load(stage, folder, cfg):
     """(model, its own tokenizer)."""
     import torch
+    from axolotl.utils.chat_templates import get_chat_template_from_config
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, (dtype, quantization) = folder / "merged" if stage == "merged" else cfg["base_model"], precision(stage, cfg)
@@ -68,7 +69,7 @@ def load(stage, folder, cfg):
                 module.support_avx512bf16_for_cpu = False
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    tokenizer.chat_template = tokenizer.chat_template or tokenizer_of(folder, cfg).chat_template
+    tokenizer.chat_template = tokenizer.chat_template or get_chat_template_from_config(cfg, None, tokenizer)
     return model.eval(), tokenizer
 
 

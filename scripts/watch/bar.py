@@ -17,26 +17,28 @@ def follower(path):
     def follow(line, bar):
         if line.startswith("health: "):
             bar.write(f"health      {line.removeprefix('health: ')}", file=sys.stderr)
-        if found := re.search(r"(\d+)/(\d+) \[[\d:]+<", line):
+        if found := re.match(r" *\d+%\|.*\| (\d+)/(\d+) \[[\d:]+<", line):
             done, total = map(int, found.groups())
-            if total >= (bar.total or 0):  # evaluations have shorter bars of their own
+            if total == last.get("steps", max(total, bar.total or 0)):  # evaluations have shorter bars of their own
                 bar.total, bar.n = total, done
-        if rows := news(path, at):
-            last.update(rows[-1])
-            losses.extend(r["loss"] for r in rows if isinstance(r["loss"], float))
+        for row in news(path, at):
+            last.update(row.get("run") or row)
+            losses.extend([row["loss"]] if isinstance(row.get("loss"), float) else [])
+            bar.total, bar.n = last["steps"], last.get("step", 0)
         if bar.disable:
             return
         left = bar.format_interval(last["left_s"]) if "left_s" in last else "?"
         rest = f" {bar.n}/{bar.total or '?'}  {bar.format_interval(bar.format_dict['elapsed'])}<{left}{figures(last, losses)}"
-        room = (bar.ncols or 80) - len(bar.desc) - len(rest) - 1
-        bar.bar_format = f"{{desc}}{{bar:{max(4, min(WIDTH, room))}}}{rest}"
+        columns = bar.ncols or 80
+        title = bar.desc if columns > len(bar.desc) + WIDTH + len(rest) else bar.desc.rstrip() + " "
+        bar.bar_format = f"{title}{{bar:{max(4, min(WIDTH, columns - len(title) - len(rest) - 1))}}}{rest}"
         bar.refresh()
 
     return follow
 
 
 def news(path, at):
-    """The log lines written to health.jsonl since `at` ([inode, offset], moved on here). A run that begins or resumes writes it anew."""
+    """The lines of runs and logs in health.jsonl since `at` ([inode, offset], moved on here). A run that begins or resumes writes it anew."""
     try:
         stat = Path(path).stat()
     except FileNotFoundError:
@@ -47,7 +49,7 @@ def news(path, at):
         f.seek(at[1] if at[0] == stat.st_ino else 0)
         whole, _, cut = f.read().rpartition(b"\n")
         at[:] = stat.st_ino, f.tell() - len(cut)
-    return [row for row in map(json.loads, whole.splitlines()) if "loss" in row]
+    return [row for row in map(json.loads, whole.splitlines()) if row.keys() & {"run", "loss"}]
 
 
 def figures(row, losses):
