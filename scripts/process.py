@@ -86,10 +86,11 @@ def run(cmd, log, title, env=None, follow=None):
     """
     log, full = Path(log), None
     log.parent.mkdir(parents=True, exist_ok=True)
-    for stale in Path(tempfile.gettempdir()).glob("galley-[0-9]*"):  # a killed run's
+    room = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 50 else "/tmp"  # sockets lie in it, whose paths end at 107 characters
+    for stale in Path(room).glob("galley-[0-9]*"):  # a killed run's
         if not Path("/proc", stale.name.split("-")[1]).exists():
             shutil.rmtree(stale, ignore_errors=True)
-    tmp = tempfile.mkdtemp(prefix=f"galley-{os.getpid()}-")  # torchrun and Axolotl leave their temporary folders behind
+    tmp = tempfile.mkdtemp(prefix=f"galley-{os.getpid()}-", dir=room)  # torchrun and Axolotl leave their temporary folders behind
     kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"  # these are to stay
     try:
         own = {"TQDM_DISABLE": "", "TMPDIR": tmp, "TORCHINDUCTOR_CACHE_DIR": kernels}

@@ -181,7 +181,7 @@ def main(argv):
         raise ValueError(f"{folder}/{lacking[0]}.json: no receipt to reproduce; {gather.command(lacking[0], name)} first")
     made = {s: receipts[s] for s in wanted}
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    tree = Path(tempfile.mkdtemp(prefix="galley-"))
+    tree = Path(tempfile.mkdtemp(prefix="galley-again-"))
     try:
         files.need_disk(tree, 1.2 * size)
         commit = (made.get("train") or made["preprocess"])["commit"]

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -94,13 +95,18 @@ def test_a_room_whose_make_is_gone_before_it_began_does_not_begin(tmp_path):
 
 
 def test_what_a_tool_leaves_in_its_temporary_folder_goes(tmp_path, monkeypatch):
-    monkeypatch.setattr(process.tempfile, "tempdir", str(tmp_path))
-    for name in ("galley-999999999-x", f"galley-{os.getppid()}-x", "galley-notes"):
-        (tmp_path / name).mkdir()
+    """The folder's path is short, whatever TMPDIR is: multiprocessing puts its sockets there."""
     code = "import tempfile; print(tempfile.mkdtemp())"
-    process.run([sys.executable, "-c", code], tmp_path / "logs/log", "x")
-    assert (tmp_path / "logs/log").read_text().startswith(f"{tmp_path}/galley-{os.getpid()}-")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"galley-{os.getppid()}-x", "galley-notes", "logs"]
+    with process.tempfile.TemporaryDirectory() as short:
+        monkeypatch.setattr(process.tempfile, "tempdir", short)
+        for name in ("galley-999999999-x", f"galley-{os.getppid()}-x", "galley-notes"):
+            Path(short, name).mkdir()
+        process.run([sys.executable, "-c", code], tmp_path / "log", "x")
+        assert (tmp_path / "log").read_text().startswith(f"{short}/galley-{os.getpid()}-")
+        assert sorted(os.listdir(short)) == [f"galley-{os.getppid()}-x", "galley-notes"]
+    monkeypatch.setattr(process.tempfile, "tempdir", "/tmp/" + 60 * "x")
+    process.run([sys.executable, "-c", code], tmp_path / "log", "x")
+    assert (tmp_path / "log").read_text().startswith(f"/tmp/galley-{os.getpid()}-")
 
 
 @pytest.mark.parametrize(
