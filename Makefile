@@ -64,6 +64,8 @@ LLAMA_BUILT := $(if $(filter $(LLAMA_CPP),$(LLAMA_CPP_DIR)),$(LLAMA_CPP)/build/b
 OLLAMA_BUILT := $(CACHE)/ollama-$(OLLAMA_VERSION)/bin/ollama
 OLLAMA ?= $(or $(shell command -v ollama),$(wildcard $(OLLAMA_BUILT)))
 export LLAMA_CPP_DIR OLLAMA
+# Without its bytecode Axolotl takes 14 s more to import, in every stage.
+unexport PYTHONDONTWRITEBYTECODE
 # What `make eval` needs of the chain for each stage that it scores.
 needs.base := recipe.yml
 needs.adapter := train.json

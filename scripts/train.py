@@ -90,7 +90,8 @@ def clear_stale(training, key, ranks, keep=True):
         shutil.rmtree(training, ignore_errors=True)
         (training.parent / "health.jsonl").unlink(missing_ok=True)  # of another run
     for checkpoint in training.glob("checkpoint-*"):
-        if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors"):
+        optimizer = [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]  # under DeepSpeed a folder
+        if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors") or not optimizer or not [*checkpoint.glob("rng_state*")]:
             shutil.rmtree(checkpoint)
     if made.get("ranks", ranks) != ranks and list(training.glob("checkpoint-*")):
         raise ValueError(

@@ -156,7 +156,10 @@ def test_only_whole_checkpoints_of_this_very_run_count(chain, tmp_path):
     good = training / "checkpoint-1"
     good.mkdir()
     shutil.copy(chain / "adapter/adapter_model.safetensors", good)
-    (good / "trainer_state.json").write_text("{}")
+    for name in ("trainer_state.json", "optimizer.pt", "rng_state.pth"):
+        (good / name).write_text("{}")
+    for n, lost in ((4, "optimizer.pt"), (5, "rng_state.pth")):
+        shutil.copytree(good, training / f"checkpoint-{n}", ignore=shutil.ignore_patterns(lost))
     for n, broken in ((2, "trainer_state.json"), (3, "adapter_model.safetensors")):
         shutil.copytree(good, training / f"checkpoint-{n}")
         path = training / f"checkpoint-{n}" / broken
