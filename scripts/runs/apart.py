@@ -14,7 +14,7 @@ from pathlib import Path
 
 from scripts import files
 
-CLOCK = re.compile(r"runtime|per_second|seconds|memory|_per_s\b|_per_s$|tokens/")
+CLOCK = re.compile(r"runtime|per_second|seconds|memory|_per_s\b|_per_s$|step_s$|tokens/")
 RECORDS = {  # a file that is the same but for one thing, and that thing in words
     "state.json": ("the data files' paths and times", lambda of: {k: v for k, v in of.items() if k != "_fingerprint"}),
     "trainer_state.json": ("clock times", lambda of: clockless(of)),
