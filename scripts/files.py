@@ -98,11 +98,15 @@ def _sweep(path):
 
 
 def _start(pid):
-    """When a process began, in clock ticks since boot, or "". A number alone comes again: a container that is started anew gives the same ones."""
+    """When a process began, in clock ticks since boot, or "" if it is dead. A number alone comes again: a container that is started anew gives the same ones.
+
+    A dead process stays listed until its parent asks, and a container's first process may never ask.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return ""
+    return "" if state in "ZX" else fields[18]
 
 
 @contextmanager

