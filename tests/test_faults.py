@@ -136,7 +136,7 @@ def held(disk):
     """The hashes of all artifacts and receipts, without logs and what training works in."""
     folder = seen(disk) / "pirate-nano"
     found = {str(p.relative_to(folder)): files.sha256(p) for p in folder.rglob("*") if p.is_file()}
-    return {k: v for k, v in found.items() if not k.startswith(("logs/", "training/"))}
+    return {k: v for k, v in found.items() if not k.startswith(("logs/", "training/", "health.jsonl"))}
 
 
 def full(done, place):
