@@ -73,12 +73,12 @@ needs.merged := merge.json
 needs.gguf := modelfile.json
 needs.ollama := modelfile.json
 SCORE = $(PY) -m scripts.score $(NAME) $(STAGES) $(if $(SAMPLE),--sample) $(if $(TASKS),--tasks "$$TASKS") $(if $(JSON),--json)
-# A nano recipe stands on its family's nano base: pirate-nano+seed=1 on outputs/nano/pirate.
-base_of = $(if $(findstring -nano,$1),outputs/nano/$(firstword $(subst -, ,$1)).json)
+# A nano recipe names its nano base: pirate-nano+seed=1 stands on outputs/nano/pirate.
+base_of = $(addsuffix .json,$(if $(findstring -nano,$1),$(shell sed -n 's|^base_model: *\(outputs/nano/[A-Za-z0-9_-]*\).*|\1|p' recipes/$(firstword $(subst +, ,$1)).yml 2>&-)))
 
 # --- the stages, in their order ---
 .PHONY: lint plan doctor xray schema calibrate diagnose report compare receipt reproduce fault-test base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
-base: $(call base_of,$(firstword $(subst -, ,$(RECIPE)))-nano) ## the nano base of the recipe's family, from scratch on the CPU
+base: $$(call base_of,$$(subst -nano-nano,-nano,$$(RECIPE)-nano)) ## the nano base of the recipe's nano twin, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
 	@echo "preprocess  $(OUT)/prepared"
@@ -109,7 +109,7 @@ demo: ## the whole chain on this machine, no GPU needed, ending in a conversatio
 .demo-chat:
 	@$(PY) -m scripts.chat pirate-nano --ask "How do I keep my houseplants alive?" "I feel lonely tonight." "What is a variable in Python?"
 
-outputs/nano/%.json: datasets/%/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)
+outputs/nano/%.json: datasets/$$(firstword $$(subst -, ,$$*))/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)
 	@$(PY) -m scripts.base $*
 outputs/%/recipe.yml outputs/%/data.sha256 outputs/%/export.yml outputs/%/prompt.sha256: FORCE | $(LIGHT)
 	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat eval,$(MAKECMDGOALS)),--train)

@@ -1,6 +1,7 @@
 """The nano base: a Llama of 4.5 million parameters with its own tokenizer, made here from the plain twins of a family's dataset.
 
-    python -m scripts.base pirate        # → outputs/nano/pirate/ and its receipt outputs/nano/pirate.json
+    python -m scripts.base pirate           # → outputs/nano/pirate/ and its receipt outputs/nano/pirate.json
+    python -m scripts.base finetome-large   # the same data, another of SIZES
 
 It stands in for Llama 3 8B where there is no GPU and no model hub: the same architecture, the same chat tokens, bfloat16 weights,
 small enough to train in minutes on two cores. It makes every later step real; it is not a useful chatbot.
@@ -18,16 +19,19 @@ from pathlib import Path
 from scripts import data, files, process, receipt
 
 SEED, EPOCHS, BATCH, LENGTH, PEAK_LR = 20, 8, 4, 256, 2e-3
-VOCAB, HIDDEN, MLP, LAYERS, HEADS, KV_HEADS, CONTEXT = 4096, 256, 768, 3, 4, 2, 2048
+TOKENS = 1_000_000  # at least; a small dataset is seen more than EPOCHS times
+VOCAB, HEADS, KV_HEADS, CONTEXT = 4096, 4, 2, 2048
+SIZES = {"": (256, 768, 3), "large": (384, 1152, 6)}  # hidden size, MLP, layers
 TEMPLATE = Path("modelfiles/llama3.jinja")
 BOS, EOS, PAD, UNK = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<unk>"
 CHAT = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>"]
 
 
-def key(source):
-    """What decides the result: the data, this file, and the versions that do the arithmetic."""
+def key(source, size):
+    """What decides the result: the data, the size, this file, and the versions that do the arithmetic."""
     parts = [
         files.sha256(source),
+        size,
         files.sha256(__file__),
         files.sha256(TEMPLATE),
         json.dumps({k: v for k, v in receipt.versions().items() if k in ("torch", "transformers", "sentencepiece")}, sort_keys=True),
@@ -126,7 +130,7 @@ def batches(tok, rows, steps, torch):
         del stream[: BATCH * LENGTH]
 
 
-def train(tok, rows, folder):
+def train(tok, rows, folder, size=""):
     """Train from scratch, next-token loss on everything, one cosine; save bfloat16 weights. Returns the figures."""
     import torch
     from tqdm import tqdm
@@ -135,12 +139,13 @@ def train(tok, rows, folder):
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
     ids = {name: tok.convert_tokens_to_ids(t) for name, t in [("bos_token_id", BOS), ("eos_token_id", "<|eot_id|>"), ("pad_token_id", PAD)]}
+    hidden, mlp, layers = SIZES[size]
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB,
-            hidden_size=HIDDEN,
-            intermediate_size=MLP,
-            num_hidden_layers=LAYERS,
+            hidden_size=hidden,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
             num_attention_heads=HEADS,
             num_key_value_heads=KV_HEADS,
             max_position_embeddings=CONTEXT,
@@ -150,7 +155,7 @@ def train(tok, rows, folder):
         )
     )
     tokens = sum(len(tok(tok.apply_chat_template(r["messages"], tokenize=False), add_special_tokens=False)["input_ids"]) for r in rows)
-    steps = EPOCHS * tokens // (BATCH * LENGTH)
+    steps = max(EPOCHS * tokens, TOKENS) // (BATCH * LENGTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps, pct_start=0.05)
     began = time.time()
@@ -178,17 +183,18 @@ def train(tok, rows, folder):
 
 
 def main(argv):
-    if len(argv) != 1:
-        print("usage: python -m scripts.base FAMILY", file=sys.stderr)
+    family, _, size = argv[0].partition("-") if len(argv) == 1 else ("", "", "")
+    if not family or size not in SIZES:
+        print(f"usage: python -m scripts.base FAMILY or FAMILY-SIZE, of the sizes {', '.join(filter(None, SIZES))}", file=sys.stderr)
         return 2
-    source, target = Path("datasets", argv[0], "train-plain.jsonl"), Path("outputs/nano", argv[0])
-    rows, kept = data.read(source), files.CACHE / f"nano-{key(source)}"
+    source, target = Path("datasets", family, "train-plain.jsonl"), Path("outputs/nano", argv[0])
+    rows, kept = data.read(source), files.CACHE / f"nano-{key(source, size)}"
     if not kept.exists():
         with files.fresh(kept) as tmp:
             tok = save_tokenizer(
                 sentencepiece_model([m["content"] for r in rows for m in r["messages"]]), TEMPLATE.read_text(), tmp
             )
-            (tmp / "figures.json").write_text(json.dumps(train(tok, rows, tmp)))
+            (tmp / "figures.json").write_text(json.dumps(train(tok, rows, tmp, size)))
     with files.fresh(target) as tmp:
         shutil.copytree(kept, tmp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("figures.json"))  # seconds are not part of the model
     figures = json.loads((kept / "figures.json").read_text())

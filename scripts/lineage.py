@@ -103,7 +103,7 @@ def on_disk(name, known, made):
 def gaps(name, made):
     """Breaks where a stage has no receipt though a later one has."""
     last = max((n for n, one in enumerate(made.values()) if one), default=0)
-    where = {stage: f"outputs/nano/{recipe.family(name)}.json" if stage == "base" else f"outputs/{name}/{stage}.json" for stage in made}
+    where = {stage: f"outputs/{name}/{stage}.json" for stage in made} | {"base": f"{recipe.read(f'outputs/{name}/recipe.yml')['base_model']}.json"}
     missing = [s for s in list(made)[:last] if not made[s]]
     return [broken(s, where[s], None, None, "no receipt, though later stages have one", gather.command(s, name)) for s in missing]
 

@@ -38,7 +38,8 @@ def other_quants(name):
 def stages(name):
     """{stage: stands | stale | missing}. A stage is stale when what it was made from is not what the stage before it has since made."""
     folder, found, stale = Path("outputs", name), {}, changed(name)
-    before = dict((receipt.read(f"outputs/nano/{recipe.family(name)}.json") or {}).get("outputs") or {})
+    base = recipe.read(folder / "recipe.yml")["base_model"]
+    before = dict((receipt.read(f"{base}.json") or {}).get("outputs") or {})
     for stage in STAGES:
         made = receipt.read(folder / f"{stage}.json")
         stale = stale or (stage == "gguf" and other_quants(name))
