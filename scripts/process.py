@@ -88,12 +88,13 @@ def run(cmd, log, title, env=None, follow=None):
     log.parent.mkdir(parents=True, exist_ok=True)
     room = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 50 else "/tmp"  # sockets lie in it, whose paths end at 107 characters
     for stale in Path(room).glob("galley-[0-9]*"):  # a killed run's
-        if not Path("/proc", stale.name.split("-")[1]).exists():
+        if not _lives(stale.name.split("-")[1]):
             shutil.rmtree(stale, ignore_errors=True)
     tmp = tempfile.mkdtemp(prefix=f"galley-{os.getpid()}-", dir=room)  # torchrun and Axolotl leave their temporary folders behind
     kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"  # these are to stay
     try:
-        own = {"TQDM_DISABLE": "", "TMPDIR": tmp, "TORCHINDUCTOR_CACHE_DIR": kernels}
+        # PEFT writes the target modules in the order of a set: the same run is to make the same bytes.
+        own = {"TQDM_DISABLE": "", "TMPDIR": tmp, "TORCHINDUCTOR_CACHE_DIR": kernels, "PYTHONHASHSEED": "0"}
         code = _logged(cmd, log, title, {**QUIET, **own, **(env or {})}, follow)
         full = _full_disk(log) if code else None
     except OSError as error:
@@ -101,12 +102,32 @@ def run(cmd, log, title, env=None, follow=None):
             raise
         full = log.parent.parent  # the log's own disk
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+        _remove(tmp)
     if full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(full))
     if code:
         how = f"signal {-code}" if code < 0 else f"exit {code}"
         raise ChildProcessError(f"{title.strip()} failed ({how}): {_cause(log)}; the whole log is in {log}")
+
+
+def _lives(pid):
+    """Whether a process runs; a dead one stays listed until its parent asks, and a container's first process may never ask."""
+    try:
+        os.kill(int(pid), 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's; or a system without /proc
+        return True
+
+
+def _remove(folder):
+    """A folder in which a tool's last helpers may be writing still."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            return
+        time.sleep(0.1)
 
 
 def _logged(cmd, log, title, env, follow):

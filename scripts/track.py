@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts import facts, process, receipt
+from scripts import facts, files, process, receipt
 
 RUNS = Path("reports/calibration/runs.jsonl")
 
@@ -41,8 +41,9 @@ def main(argv):
     if told.returncode:
         raise ValueError(f"no prediction to hold the run to: {told.stderr.strip()}")
     RUNS.parent.mkdir(parents=True, exist_ok=True)
-    with open(RUNS, "a", encoding="utf-8") as out:
-        out.write(json.dumps(entry(made, json.loads(told.stdout))) + "\n")
+    before = RUNS.read_text(encoding="utf-8") if RUNS.exists() else ""
+    with files.replacing(RUNS) as out:  # whole or not at all: on a full disk an appended line is cut, and `make plan` reads it
+        out.write(before + json.dumps(entry(made, json.loads(told.stdout))) + "\n")
     return 0
 
 
