@@ -77,7 +77,7 @@ SCORE = $(PY) -m scripts.score $(NAME) $(STAGES) $(if $(SAMPLE),--sample) $(if $
 base_of = $(addsuffix .json,$(if $(findstring -nano,$1),$(shell sed -n 's|^base_model: *\(outputs/nano/[A-Za-z0-9_-]*\).*|\1|p' recipes/$(firstword $(subst +, ,$1)).yml 2>&-)))
 
 # --- the stages, in their order ---
-.PHONY: lint plan doctor xray schema calibrate diagnose report compare receipt reproduce fault-test base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
+.PHONY: lint plan doctor xray schema calibrate diagnose report compare receipt reproduce fault-test matrix base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
 base: $$(call base_of,$$(subst -nano-nano,-nano,$$(RECIPE)-nano)) ## the nano base of the recipe's nano twin, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
@@ -138,6 +138,9 @@ reproduce: | $(TRAIN) $(LLAMA_BUILT) ## run the recipe again from its receipts i
 	@$(PY) -m scripts.reproduce $(NAME)
 fault-test: | $(TRAIN) $(LLAMA_BUILT) ## kill every stage at random moments, a hundred times (half an hour): nothing half-made may pass
 	@$(PY) -m scripts.faults --report
+
+matrix: | $(TRAIN) $(LLAMA_BUILT) ## every nano twin, and what the claims in recipes/facts/claims.yml need, one after another (hours; goes on where it was): reports/README.md
+	@$(PY) -m scripts.matrix
 
 # --- looking and tidying ---
 status: | $(LIGHT) ## which stages of which recipe stand, are stale, are missing

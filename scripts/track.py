@@ -19,7 +19,12 @@ RUNS = Path("reports/calibration/runs.jsonl")
 def entry(made, told):
     """One line of the record from a train receipt and a plan."""
     figures = made["figures"]
-    line = {"recipe": made["recipe"], "made": made["made"], "machine": made["machine"]["gpus"] or made["machine"]["cpu"], "ranks": figures["ranks"]}
+    line = {
+        "recipe": made["recipe"],
+        "made": made["made"],
+        "machine": made["machine"]["gpus"] or made["machine"]["cpu"],
+        "ranks": figures["ranks"],
+    }
     line |= {"minutes": round(made["seconds"] / 60, 2), "predicted_minutes": told["minutes"]}
     line |= {"steps": figures["steps"], "predicted_steps": told["steps"]}
     if (space := figures.get("gpu_memory_gib")) and "vram_gib" in told:

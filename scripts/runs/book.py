@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from scripts import files, recipe
-from scripts.runs import words
+from scripts.runs import claims, words
 
 LOG, INDEX = Path("reports/experiments.csv"), Path("reports/README.md")
 COLUMNS = (
-    "run made recipe base machine ranks commit status steps epochs rows global_batch sequence_len lora_r lora_alpha learning_rate seed "
+    "run made recipe key base machine ranks commit status steps epochs rows global_batch sequence_len lora_r lora_alpha learning_rate seed "
     "minutes peak_memory_gib tokens_per_s first_loss last_loss first_eval_loss eval_loss scored score score_low score_high style ppl "
     "predicted_minutes predicted_gib"
 ).split()
@@ -34,11 +34,22 @@ PAGE = """\
 
 The latest run of each recipe and variant, also one that failed. `make report RECIPE=NAME` makes its page, its line in
 [experiments.csv](experiments.csv), and this table. The score is the share of held-out prompts whose reply passed all of its checks,
-at the last stage that was scored, with its 95 % interval. The verdict is `make diagnose`'s.
-
+at the last stage that was scored, with its 95 % interval. The verdict is `make diagnose`'s. Repeats with other seeds stand in the log.
+{claims}
 What else is measured: `make bench` writes [bench.json](bench.json), the figures of the README's table; `make xray` writes
 `NAME/xray.html`, what the model will be taught, token by token; `make eval` writes `outputs/NAME/score.json` with every reply beside it.
 [calibration/](calibration/README.md) holds what training steps need, traced or measured, against what `make plan` says.
+"""
+
+CLAIMED = """
+## Claims, and what became of them
+
+What the experience reports say that this project grew from, tried on the nano twins. Two runs of one seed see the same rows in the same order; differences are the
+first run's minus the second's, seed by seed, their mean with its 95 % t interval. A nano model is no 8B: what holds or not here is said of the mechanism, not of every size.
+
+{table}
+
+`make matrix` trains what the table needs (about three minutes a run) and makes it anew; the claims stand in [claims.yml](../recipes/facts/claims.yml).
 """
 
 
@@ -46,7 +57,7 @@ def line(found, told=None):
     """{column: figure or None} of a gathered run, `told` being what `make plan` says of it, if it can be held to that."""
     cfg, made, log = found["recipe"], found["stages"]["train"], found["log"] or {}
     done, before = (made or {}).get("figures") or {}, made or found["stages"]["preprocess"]
-    row = {"run": found["run"], "made": (made or {}).get("made"), "recipe": found["name"], "base": words.public(str(cfg.get("base_model")))}
+    row = {"run": found["run"], "made": (made or {}).get("made"), "recipe": found["name"], "key": found["key"], "base": words.public(str(cfg.get("base_model")))}
     row |= {"machine": machine(found), "ranks": done.get("ranks") or found["health"].get("ranks")}
     row |= {"commit": (before or {}).get("commit"), "status": (found["verdict"] or {}).get("verdict", "unknown")}
     row |= {"steps": done.get("steps", log.get("step")), "epochs": rounded(done.get("epochs", log.get("epoch")), 3)}
@@ -152,6 +163,12 @@ def record(row):
         files.write_if_changed(INDEX, index(runs.values()))
 
 
+def renew():
+    """Make the index anew from the log: the claims may have changed."""
+    with locked():
+        files.write_if_changed(INDEX, index(read()))
+
+
 def text(x):
     return "" if x is None else f"{x:.12g}" if isinstance(x, float) else str(x)
 
@@ -178,9 +195,11 @@ def read():
 
 
 def index(rows):
-    """The text of reports/README.md: a row for the latest run of each recipe and variant, and for recipes that were never run."""
+    """The text of reports/README.md: a row for the latest run of each recipe and variant, and for recipes that were never run; then the claims."""
     latest = {row["recipe"]: row for row in sorted(rows, key=lambda r: r["run"])}
-    return PAGE.format(rows="\n".join(index_row(name, latest.get(name)) for name in sorted({*latest, *recipe.names()})))
+    shown = sorted({*(name for name in latest if "+seed=" not in name), *recipe.names()})
+    said = claims.table(claims.read(), rows)
+    return PAGE.format(rows="\n".join(index_row(name, latest.get(name)) for name in shown), claims=CLAIMED.format(table=said) if said else "")
 
 
 def index_row(name, row):

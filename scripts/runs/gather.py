@@ -7,6 +7,7 @@ A run need not have ended, or ended well. What is missing is None or empty; what
 Nothing is hashed and nothing of the training level is imported.
 """
 
+import hashlib
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -45,7 +46,7 @@ SCORES = {"seconds?": NUMBER, "tokens_per_s?": NUMBER, "ppl?": {"mean": NUMBER, 
 def run(name):
     """Everything known of outputs/NAME.
 
-    {"name", "recipe": the keys that were run, "data": {path: sha256}, "stages": {stage: receipt or None},
+    {"name", "recipe": the keys that were run, "key": see there, "data": {path: sha256}, "stages": {stage: receipt or None},
     "earlier": [stages whose receipts are of an earlier run: None above], "log": signs.log or None, "verdict": signs.judge or None,
     "score": figures or None, "replies": {stage: rows}, "ten": {stage: rows}, "began": ISO-UTC or None, "run": id,
     "state": "finished" | "running" | "stopped", "health": what health.jsonl says of the run as a whole, {} without it}
@@ -66,7 +67,15 @@ def run(name):
     score = scores(receipts["score"], "score" in earlier)
     receipts |= dict.fromkeys(earlier)
     found = {"name": name, "run": f"{began or 'unknown'} {name}", "began": began, "recipe": recipe.read(folder / "recipe.yml")}
-    found |= {"health": health, "data": hashes(folder), "stages": receipts, "earlier": earlier, "log": history, "score": score}
+    found |= {
+        "key": key(folder),
+        "health": health,
+        "data": hashes(folder),
+        "stages": receipts,
+        "earlier": earlier,
+        "log": history,
+        "score": score,
+    }
     found |= {"state": state(folder, receipts, history), "verdict": causes.judge(history) if history else None}
     shown = score["stages"] if score else []
     return found | {"replies": rows_of(folder, "{}.jsonl", shown, name), "ten": rows_of(folder, "ten-{}.jsonl", shown, name)}
@@ -190,6 +199,12 @@ def hashes(folder):
     return (
         dict(line.split("  ", 1)[::-1] for line in path.read_text(encoding="utf-8").splitlines() if "  " in line) if path.is_file() else {}
     )
+
+
+def key(folder):
+    """12 hex digits that change with the recipe's meaning or the bytes of its data: two runs of one key are the same run."""
+    parts = [path.read_bytes() for name in ("recipe.yml", "data.sha256") if (path := Path(folder, name)).is_file()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def rows_of(folder, pattern, stages, name):
