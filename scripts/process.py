@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -102,7 +102,9 @@ def run(cmd, log, title, env=None, follow=None):
             raise
         full = log.parent.parent  # the log's own disk
     finally:
-        _remove(tmp)
+        until = time.monotonic() + 2  # a tool's last helpers may be writing there still
+        while os.path.exists(tmp) and time.monotonic() < until:
+            shutil.rmtree(tmp, ignore_errors=True)
     if full:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(full))
     if code:
@@ -113,21 +115,9 @@ def run(cmd, log, title, env=None, follow=None):
 def _lives(pid):
     """Whether a process runs; a dead one stays listed until its parent asks, and a container's first process may never ask."""
     try:
-        os.kill(int(pid), 0)
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except ProcessLookupError:
+    except OSError:
         return False
-    except OSError:  # somebody else's; or a system without /proc
-        return True
-
-
-def _remove(folder):
-    """A folder in which a tool's last helpers may be writing still."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not os.path.exists(folder):
-            return
-        time.sleep(0.1)
 
 
 def _logged(cmd, log, title, env, follow):
@@ -170,24 +160,16 @@ def _lines(stream):
 def _end(proc):
     """End the group that we started (Ollama has runners of its own): politely, then for certain."""
     for sig in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(proc.pid, sig)
             proc.wait(timeout=45)  # torchrun gives its ranks, which have sessions of their own, 30 s
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _cause(log):
     """The line of a log that says most: the last exception, else the last line."""
     lines = [line.strip() for line in Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    named = [
-        line
-        for line in lines
-        if re.match(r"(\[rank\d+\]:? ?)?([\w.]*(Error|Exception|Exit|Interrupt)\b: |error: |fatal: )", line)
-        and not re.match(r"(subprocess|torch\.distributed)", line)
-    ]
+    named = re.compile(r"(?!subprocess|torch\.distributed)(\[rank\d+\]:? ?)?([\w.]*(Error|Exception|Exit|Interrupt)\b: |error: |fatal: )")
+    named = [line for line in lines if named.match(line)]
     return (named or lines or ["no output"])[-1][:300]
 
 
@@ -205,13 +187,11 @@ def _full_disk(log):
 
 def llama_cpp(tool):
     """A built tool of llama.cpp, or its converter. `make` sets LLAMA_CPP_DIR; it may be a build of your own."""
-    root = Path(os.environ.get("LLAMA_CPP_DIR", ""))
-    for place in (root / tool, root / "build/bin" / tool, root / "bin" / tool):
-        if os.environ.get("LLAMA_CPP_DIR") and place.is_file():
+    root = os.environ.get("LLAMA_CPP_DIR", "")
+    for place in (Path(root, tool), Path(root, "build/bin", tool), Path(root, "bin", tool)):
+        if root and place.is_file():
             return place
-    raise ValueError(
-        f"{tool} is not in LLAMA_CPP_DIR={os.environ.get('LLAMA_CPP_DIR', '')}; run through make, which builds it, or set LLAMA_CPP_DIR to a built llama.cpp"
-    )
+    raise ValueError(f"{tool} is not in LLAMA_CPP_DIR={root}; run through make, which builds it, or set LLAMA_CPP_DIR to a built llama.cpp")
 
 
 def ollama_binary():
@@ -236,10 +216,9 @@ def free_port():
 def answers(url):
     import httpx
 
-    try:
+    with suppress(httpx.HTTPError):
         return httpx.get(url, timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+    return False
 
 
 @contextmanager
@@ -275,7 +254,6 @@ def llama(gguf, log, *options):
 def ollama(models, log):
     """A private Ollama with its own model folder; yields its URL."""
     url = f"http://127.0.0.1:{free_port()}"
-    models = str(Path(models).resolve())
-    env = {"OLLAMA_HOST": url, "OLLAMA_MODELS": models, "OLLAMA_KEEP_ALIVE": "5m", "OLLAMA_NOPRUNE": "1", "OLLAMA_NO_CLOUD": "1"}
+    env = {"OLLAMA_HOST": url, "OLLAMA_MODELS": str(Path(models).resolve()), "OLLAMA_KEEP_ALIVE": "5m", "OLLAMA_NOPRUNE": "1", "OLLAMA_NO_CLOUD": "1"}
     with started([ollama_binary(), "serve"], f"{url}/api/version", log, env):
         yield url
