@@ -115,7 +115,9 @@ def finished(stage, known, url, run=True):
         return [f"make does not finish: {said()}"]
     if run and path.exists() and path.stat().st_mtime > began:  # it had something to do; the machine may be busier than before, or less
         known["seconds"] = (known["seconds"] + time.time() - began) / 2
-    wrong = [] if stages.made(stage, url) == known["made"] else ["make ended with something else than the undisturbed run"]
+    now = stages.made(stage, url) or {}
+    other = sorted(k for k in {*now, *known["made"]} if now.get(k) != known["made"].get(k))
+    wrong = [f"make ended with something else than the undisturbed run: {', '.join(other)}"] if other else []
     if stages.unsound() or not path.exists():
         wrong.append("the receipts of a finished run do not hold")
     left = {*processes.listing(*stages.FOLDERS), *(p.name for p in stages.OUT.rglob(".*"))} - known["names"]

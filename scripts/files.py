@@ -30,7 +30,7 @@ def write_if_changed(path, text):
     """Write atomically, and only if the text differs: an unchanged file keeps its time, so Make rebuilds nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
+    sweep(path)
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     with replacing(path) as out:
@@ -42,7 +42,7 @@ def write_if_changed(path, text):
 def replacing(path):
     """Yield a text file that takes the place of `path` if the body succeeds."""
     path = Path(path)
-    tmp = _sweep(path)
+    tmp = sweep(path)
     try:
         with _full_disk_at(path):
             with open(tmp, "w", encoding="utf-8") as out:
@@ -62,7 +62,7 @@ def fresh(target, stamp=None):
     target = Path(target)
     old = target.with_name(f".{target.name}.old")
     _settle(old, target)
-    tmp = _sweep(target)
+    tmp = sweep(target)
     try:
         with _full_disk_at(target):
             tmp.mkdir(parents=True)
@@ -88,7 +88,7 @@ def _settle(old, target):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(path):
+def sweep(path):
     """Our temporary name beside `path`, told by its maker, after removing what dead makers left there: another clone may be at work on the same tool."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.new.*"):
         pid, _, start = stale.suffix[1:].partition("-")

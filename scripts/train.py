@@ -142,6 +142,12 @@ def stands(training):
     return False
 
 
+def taken_over(folder):
+    """Whether outputs/NAME/adapter is what lies finished in training/, and not an older one that still stands."""
+    pairs = [(folder / "training" / f, folder / "adapter" / f) for f in ADAPTER_FILES if (folder / "training" / f).exists()]
+    return all(kept.exists() and files.sha256(new) == files.sha256(kept) for new, kept in pairs)
+
+
 def adapter_figures(path):
     """Norms of an adapter: raises ValueError if a lora_B is missing, zero or not finite, for then nothing was learned."""
     from safetensors import safe_open
@@ -212,7 +218,8 @@ def main(argv):
     refuse_dead(folder, key)
     clear_stale(training, key, gpus * nodes, keep=nodes == 1)
     ready = stands(training)
-    if ready and receipt.holds(folder / "train.json", files.sha256):
+    if ready and taken_over(folder) and receipt.holds(folder / "train.json", files.sha256):
+        files.sweep(folder / "adapter")
         (folder / "train.json").touch()  # what it was made from was made anew, and is the same
         print("train       stands: made from the same data, base and recipe")
         return 0

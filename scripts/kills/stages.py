@@ -92,7 +92,7 @@ def age(stage, url):
     path = OUT / f"{stage}.json"
     body = receipt.read(path)
     for out in map(Path, body["outputs"]):
-        with open(out / "older" if out.is_dir() else out, "ab") as f:
+        with open(next(iter(sorted(out.rglob("*.json"))), out / "older") if out.is_dir() else out, "ab") as f:
             f.write(b"\n")
         body["outputs"][str(out)] = files.sha256(out)
     path.write_text(json.dumps(body), encoding="utf-8")
