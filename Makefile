@@ -77,7 +77,8 @@ SCORE = $(PY) -m scripts.score $(NAME) $(STAGES) $(if $(SAMPLE),--sample) $(if $
 base_of = $(addsuffix .json,$(if $(findstring -nano,$1),$(shell sed -n 's|^base_model: *\(outputs/nano/[A-Za-z0-9_-]*\).*|\1|p' recipes/$(firstword $(subst +, ,$1)).yml 2>&-)))
 
 # --- the stages, in their order ---
-.PHONY: lint plan doctor xray schema calibrate diagnose report compare receipt reproduce fault-test matrix base preprocess train merge gguf modelfile ollama chat demo eval status clean help test bench ollama-server setup flash validate lock .demo-chat FORCE
+# What has a line in `make help` is a command, not a file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST))) .demo-chat FORCE
 base: $$(call base_of,$$(subst -nano-nano,-nano,$$(RECIPE)-nano)) ## the nano base of the recipe's nano twin, from scratch on the CPU
 	@:
 preprocess: $$(OUT)/preprocess.json ## tokenize the data, and prove that replies carry the loss
