@@ -39,12 +39,13 @@ STAGES ?=
 TASKS ?=
 SAMPLE ?=
 KEEP ?=
+KEY ?=
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
 OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP TASKS XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
@@ -150,6 +151,8 @@ lint: | $(LIGHT) ## before the GPU: what is wrong with the recipes and their dat
 	@$(PY) -m scripts.lint $(if $(CHOSEN),recipes/$(RECIPE).yml) $(if $(FIX),--fix) $(if $(STRICT),--strict) $(if $(JSON),--json)
 plan: | $(LIGHT) ## before the GPU: memory, time, cost, disk (GPU=a100-80g GPUS=4 PRICE=1.8 an hour and GPU; JSON=1)
 	@$(PY) -m scripts.plan $(NAME) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(JSON),--json)
+explain: | $(LIGHT) ## KEY=lora_r: what a key is, when to change it, and what that costs here by `make plan` (no KEY: all of them; JSON=1)
+	@$(PY) -m scripts.explain "$$KEY" $(NAME) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(JSON),--json)
 doctor: | $(LIGHT) ## what this machine can do, and whether RECIPE=… can run here
 	@$(PY) -m scripts.doctor $(if $(CHOSEN),$(NAME)) $(if $(JSON),--json)
 xray: $$(OUT)/preprocess.json ## what the model will be taught: the prepared rows as tokens, reports/NAME/xray.html

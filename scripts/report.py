@@ -3,7 +3,7 @@
     python -m scripts.report pirate-nano     # → reports/pirate-nano/index.html, README.md; reports/experiments.csv; reports/README.md
 
 Everything is read from the receipts, log and scores in outputs/NAME; nothing is trained or measured here.
-A run that failed, or goes on, gets its page too. index.html stands alone: no scripts, nothing from elsewhere.
+A run that failed, or goes on, gets its page too; so does, in README.md, a recipe modelled on a published run (recipes/facts/published.yml), run or not. index.html stands alone: no scripts, nothing from elsewhere.
 The same outputs give the same bytes.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from scripts import facts, files, process, recipe
-from scripts.runs import book, canvas, draw, gather, page, words
+from scripts.runs import book, canvas, draw, gather, page, published, words
 
 PICTURES = {  # file: what is on it, for those who do not see it
     "curves": "Curves by step: loss with evaluations, and learning rate, gradient norm, throughput and memory as far as they were logged",
@@ -115,13 +115,21 @@ def main(argv):
     if len(argv) != 1 or argv[0].startswith("-"):
         print("usage: python -m scripts.report NAME", file=sys.stderr)
         return 2
-    found = gather.run(argv[0])
     book.read()  # a log that cannot be added to is told of before anything is drawn
+    folder = Path("reports", argv[0])
+    if not gather.ran(argv[0]) and (part := published.part(argv[0], None)):
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_if_changed(folder / "README.md", f"# {argv[0]}\n\nNot run yet.\n\n{render('.published.md', part, False)}")
+        book.renew()
+        print(f"report      {folder}/README.md: not run yet; published figures beside the plan's\nindex       {book.INDEX}")
+        return 0
+    found = gather.run(argv[0])
     told, why = predict(found)
     row, drawn = book.line(found, told), pictures(found)
     content = page.content(found, row, told, why) | {"drawn": drawn, "alt": PICTURES}
     content |= {"yaml": yaml.safe_dump(words.public(found["recipe"]), sort_keys=False, allow_unicode=True, width=110)}
-    folder = Path("reports", argv[0])
+    part = published.part(argv[0], found)
+    content["published"] = render(".published.md", part, False) if part else ""
     write(folder, content, drawn)
     book.record(row)
     print(f"report      {folder}/index.html, README.md\nverdict     {content['verdict']['word']}: {content['verdict']['sentence']}")

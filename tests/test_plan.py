@@ -5,52 +5,18 @@ import pytest
 
 from conftest import one_line, room, run
 from scripts import data, facts, plan, recipe
+from scripts.runs import published
 from scripts.steps import memory
 from test_snapshot import edit
 
-QLORA = {
-    "adapter": "qlora",
-    "load_in_4bit": True,
-    "lora_target_linear": True,
-    "gradient_checkpointing": True,
-    "sample_packing": True,
-    "attn_implementation": "flash_attention_2",
-}
-FUSED = {"lora_qkv_kernel": True, "lora_mlp_kernel": True, "lora_o_kernel": True, "liger_fused_linear_cross_entropy": True}
-UNSLOTH = {**FUSED, "activation_offloading": True, "optimizer": "adamw_8bit"}
-L8, L1, L3 = "meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B"
-# What others have published, and the options that come nearest to theirs; their frameworks count and optimise differently. GB are 1e9 bytes.
-PUBLISHED = [
-    # four A100s, allocated and reserved; sequence 4096 and micro batch 2 are not told and supposed (seed 004)
-    (
-        24.73,
-        L8,
-        {"lora_r": 64, "lora_dropout": 0.05, "micro_batch_size": 2, "sequence_len": 4096, "deepspeed": {"zero_optimization": {"stage": 2}}},
-        4,
-    ),
-    (
-        28.42,
-        L8,
-        {"lora_r": 64, "lora_dropout": 0.05, "micro_batch_size": 2, "sequence_len": 4096, "deepspeed": {"zero_optimization": {"stage": 2}}},
-        4,
-    ),
-    # T4, Unsloth, batch 2 of 2048 (seed 003, T1, T2, T4)
-    (2.564e9 / 2**30, L1, {**UNSLOTH, "lora_r": 16, "micro_batch_size": 2, "sequence_len": 2048}, 1),
-    (2.955e9 / 2**30, L1, {**UNSLOTH, "lora_r": 64, "micro_batch_size": 2, "sequence_len": 2048}, 1),
-    (4.43e9 / 2**30, L3, {**UNSLOTH, "lora_r": 64, "micro_batch_size": 2, "sequence_len": 2048}, 1),
-    # RTX 4090, torchtune, compiled, batch 2, packed 2048, r=8
-    (7.4, L8, {**FUSED, "lora_r": 8, "micro_batch_size": 2, "sequence_len": 2048}, 1),
-    (16.2, L8, {**FUSED, "adapter": "lora", "load_in_4bit": False, "lora_r": 8, "micro_batch_size": 2, "sequence_len": 2048}, 1),
-    # the longest context that fits: transformers with FlashAttention 2, then Unsloth (Unsloth's documentation: 9.7 GB + 2.47 MB a token, 7.36 GB + 0.212 MB)
-    *(((9.7e9 + 2.47e6 * n) / 2**30, L8, {"lora_r": 32, "sequence_len": n}, 1) for n in (5789, 12264, 28454)),
-    *(((7.36e9 + 0.212e6 * n) / 2**30, L8, {**UNSLOTH, "lora_r": 32, "sequence_len": n}, 1) for n in (78475, 342733)),
-]
+POINTS = facts.table("published.yml")  # what others have published, and the options that come nearest to theirs
 
 
-@pytest.mark.parametrize("gib, base, options, gpus", PUBLISHED)
-def test_published_memory_lies_within(gib, base, options, gpus):
-    expected, low, high = memory.interval(memory.parts({**QLORA, **options}, facts.base(base), gpus, 10**6))
-    assert low <= gib <= high and low <= expected <= high, (round(low, 2), round(expected, 2), round(high, 2))
+@pytest.mark.parametrize("point", POINTS["memory"], ids=lambda p: p["of"])
+def test_published_memory_lies_within(point):
+    gpus = point.get("gpus", 1)
+    expected, low, high = memory.interval(memory.parts(point["options"], facts.base(point["base"]), gpus, 10**6))
+    assert low <= point["gib"] <= high and low <= expected <= high, (round(low, 2), round(expected, 2), round(high, 2))
     assert high < 1.8 * low + 1, "an interval that contains everything says nothing"
 
 
@@ -79,23 +45,10 @@ def test_traced_steps_take_what_the_plan_says():
     assert len(errors) >= 24 and -0.01 < errors[0] and errors[-1] < 0.01, (errors[0], errors[-1])
 
 
-SPEED = [  # tokens a second (RTX 4090, torchtune), seconds a step (T4, Unsloth: 8 sequences of 2048)
-    ("rtx4090", L8, {**QLORA, **FUSED, "lora_r": 8}, 2413),
-    ("rtx4090", L8, {**QLORA, **FUSED, "adapter": "lora", "load_in_4bit": False, "lora_r": 8}, 3083),
-    ("t4", L1, {**QLORA, **UNSLOTH, "lora_r": 16}, 600 * 16384 / 2594),
-    ("t4", L1, {**QLORA, **UNSLOTH, "lora_r": 64}, 600 * 16384 / 2650),
-    ("t4", L3, {**QLORA, **UNSLOTH, "lora_r": 64}, 400 * 16384 / 3515),
-]
-
-
-@pytest.mark.parametrize("gpu, base, options, tokens_s", SPEED)
-def test_published_speed_lies_within(gpu, base, options, tokens_s):
-    cfg = {**options, "micro_batch_size": 2, "sequence_len": 2048, "gradient_accumulation_steps": 4}
-    tokens = 10_000 * 16384
-    high, _, low = facts.minutes(
-        cfg, facts.base(base), facts.gpu(gpu), 1, {"train": tokens, "evals": 0, "longest": 2048, "cores": 2}, 10_000, []
-    )
-    assert low <= tokens / tokens_s / 60 <= high, (low, tokens / tokens_s / 60, high)
+@pytest.mark.parametrize("point", POINTS["speed"], ids=lambda p: p["of"])
+def test_published_speed_lies_within(point):
+    low, _, high = published.speeds(point)
+    assert low <= point["tokens_s"] <= high, (low, high)
 
 
 def test_the_whole_plan_as_json():

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import one_line, room
 
-from scripts import report
-from scripts.runs import book, canvas, draw, gather, page, words
+from scripts import facts, report
+from scripts.runs import book, canvas, draw, gather, page, published, words
 
 NAME = "pirate-nano"
 OUT, PAGES = Path("outputs", NAME), Path("reports", NAME)
@@ -273,7 +273,7 @@ def test_receipts_of_an_earlier_run_are_left_out(plain):
 
 
 def test_nothing_to_report_is_one_line(plain):
-    one_line(room("report", "pirate"), "pirate", "not run yet", "make train RECIPE=pirate")
+    one_line(room("report", "pirate+seed=7"), "pirate", "not run yet", 'make train RECIPE=pirate SET="seed=7"')
     one_line(room("report", "pirat"), "did you mean pirate?")
     one_line(room("report", "pirate-nano+seed=7"), 'make train RECIPE=pirate-nano SET="seed=7"')
     for path in (*OUT.glob("*.json"), OUT / "adapter", OUT / "training"):
@@ -444,3 +444,85 @@ def test_figures_read_as_people_write_them():
     assert [words.seconds(x) for x in (0.06, 47, 812.4, 7500)] == ["0.1 s", "47 s", "13 min 32 s", "2 h 05 min"]
     assert [words.share(x) for x in (0, 0.003, 0.92, 0.998, 1)] == ["0 %", "0.3 %", "92 %", "99.8 %", "100 %"]
     assert words.public({"a": ["/home/ann/x", "outputs/x", 3]}) == {"a": ["…/x", "outputs/x", 3]}
+
+
+def rows_of(text, start):
+    """The cells of the Markdown table row that begins so."""
+    found = [line for line in text.splitlines() if line.startswith(f"| {start}")]
+    assert len(found) == 1, (start, found)
+    return [cell.strip() for cell in found[0].strip("|").split(" | ")]
+
+
+def test_a_published_run_has_its_page_before_the_recipe_is_run(copy):
+    assert room("report", "pirate").returncode == 0
+    text, index = Path("reports/pirate/README.md").read_text(), book.INDEX.read_text()
+    told = read_json(room("plan", "pirate", "--json"))
+    assert "Not run yet." in text and "| `pirate` |" in index and "[report](pirate/README.md)" in index
+    space, time = page.told_as(told["vram_gib"]), page.told_as(told["minutes"])
+    assert rows_of(text, "GiB active")[1:] == ["24.73", space, "no GPU has been measured"]
+    assert rows_of(text, "GiB reserved")[1:3] == ["28.42", space] and rows_of(text, "minutes")[1:3] == ["39.56", time]
+    assert rows_of(text, "loss at epochs 1.27 and 1.33")[1:] == ["0.9456 → 0.9146", "not predicted", "not run here"]
+    assert rows_of(text, "The loss falls steadily")[1:] == [
+        "**cannot be told**",
+        "not known here: pirate-nano has not been run on this machine",
+    ]
+    assert "{" not in text and "None" not in text and "nan" not in text.split()
+    before = {p: p.read_bytes() for p in Path("reports").rglob("*") if p.is_file()}
+    assert room("report", "pirate").returncode == 0 and before == {p: p.read_bytes() for p in Path("reports").rglob("*") if p.is_file()}
+
+
+def read_json(made):
+    assert made.returncode == 0, made.stderr
+    return json.loads(made.stdout)
+
+
+def test_the_published_run_beside_what_the_twin_measured(plain):
+    found, of = gather.run(NAME), facts.table("published.yml")["runs"]["pirate"]
+    assert room("report", "pirate").returncode == 0
+    text = Path("reports/pirate/README.md").read_text()
+    wanted = [min((r for r in found["log"]["rows"] if "loss" in r), key=lambda r: abs(r["epoch"] - e)) for e in of["log"]["epoch"]]
+    assert rows_of(text, "loss at")[3] == " → ".join(f"{r['loss']:.3f}" for r in wanted) + " (pirate-nano)"
+    assert rows_of(text, "epochs")[3] == f"{found['stages']['train']['figures']['epochs']:.2f} (pirate-nano)"
+    assert f"{Path('outputs/nano/pirate/model.safetensors').stat().st_size:,} bytes each" in text and "not known here" not in text
+    shutil.copytree(OUT, "outputs/pirate")
+    assert room("report", "pirate").returncode == 0
+    text = Path("reports/pirate/README.md").read_text()
+    assert text.index("## Curves") < text.index("## The published run") < text.index("## To make it again") and "Not run yet" not in text
+    assert (
+        rows_of(text, "loss at")[3].endswith("(pirate)")
+        and "not run yet" not in re.search(r"^\| `pirate` .*", book.INDEX.read_text(), re.M)[0]
+    )
+
+
+def test_a_gpu_run_of_the_recipe_is_laid_beside_the_published_one(copy):
+    of, told = facts.table("published.yml")["runs"]["pirate"], read_json(room("plan", "pirate", "--json"))
+    rows = [
+        {"step": 100 * n, "epoch": e, "loss": x, "grad_norm": 0.5, "memory/max_active (GiB)": 7.25}
+        for n, (e, x) in enumerate([(1.27, 0.9), (1.33, 0.8)], 1)
+    ]
+    made = {"seconds": 2370.0, "machine": {"gpus": ["NVIDIA A100-SXM4-80GB"] * 4}, "figures": {"gpu_memory_gib": 8.5}}
+    found = {"name": "pirate", "log": {"rows": rows}, "stages": {"train": made}}
+    shown = {row[0]: row[3] for row in published.compared(of, published.recipe.load("pirate"), told, found, None)}
+    assert shown["GiB reserved on a device"] == "8.50" and shown["GiB active on a device"] == "7.25" and shown["minutes"] == "39.50"
+    assert shown["loss at epochs 1.27 and 1.33"] == "0.900 → 0.800 (pirate)" and shown["learning rate there"] == "not run here"
+
+
+def test_what_is_said_of_the_published_figures_is_computed():
+    of = facts.table("published.yml")["runs"]["pirate"]
+    lies = {row[0]: row[2:] for row in published.supposed(of)}
+    inside = [what for what, found in lies.items() if set(found) == {"within the interval"}]
+    assert 0 < len(inside) < len(lies), "where every setting fits, or none, the interval says nothing"
+    for epoch, rate in zip(of["log"]["epoch"], of["log"]["learning_rate"]):  # the epochs are rounded to 0.01, the rates to three digits
+        early, late = (2e-4 * published.share_of_peak(epoch + off, 2, 0.02) for off in (-0.005, 0.005))
+        assert late - 5e-8 <= rate <= early + 5e-8, (late, rate, early)
+    values = published.figures(of, published.recipe.load("pirate"), None)
+    assert values["adapter_16"] == 336 and values["base_gb"] == "16.1" and "jitter" not in values
+    assert published.part("pirate-nano", None) is None
+    told = {"tokens": 100, "epochs": 2}
+    low, high = map(float, re.findall(r"^(\d+) to (\d+) million", published.tokens(of, told))[0])
+    assert 5 < low < high < 100
+
+
+def test_all_published_points_lie_within_the_plan():
+    found = published.points()
+    assert len(found) >= 17 and {lies for *_, lies in found} == {"within the interval"}

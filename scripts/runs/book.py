@@ -164,7 +164,7 @@ def record(row):
 
 
 def renew():
-    """Make the index anew from the log: the claims may have changed."""
+    """Make the index anew from the log: for a page without a run, or other claims."""
     with locked():
         files.write_if_changed(INDEX, index(read()))
 

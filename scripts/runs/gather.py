@@ -43,6 +43,12 @@ FIGURES = {  # what reports read of them
 SCORES = {"seconds?": NUMBER, "tokens_per_s?": NUMBER, "ppl?": {"mean": NUMBER, "n": NUMBER, "low?": NUMBER, "high?": NUMBER}}
 
 
+def ran(name):
+    """Whether there is anything to gather: a recipe that was snapshotted, and a log, a trained adapter or a score."""
+    folder = Path("outputs", name)
+    return (folder / "recipe.yml").is_file() and (bool(logs(folder)) or any((folder / f"{s}.json").is_file() for s in ("train", "score")))
+
+
 def run(name):
     """Everything known of outputs/NAME.
 
@@ -135,8 +141,13 @@ def misfits(value, shape, at=""):
 
 def read_log(folder):
     """The run's log, or None where it left none. Raises ValueError for a damaged one."""
+    return log.read(folder) if logs(folder) else None
+
+
+def logs(folder):
+    """The files of a run's folder that may hold its log."""
     written = [folder / "health.jsonl", folder / "adapter/trainer_state.json", *folder.glob("training/checkpoint-*/trainer_state.json")]
-    return log.read(folder) if any(p.is_file() for p in written) else None
+    return [p for p in written if p.is_file()]
 
 
 def moment(text):
