@@ -34,6 +34,7 @@ JSON ?=
 GPU ?=
 PRICE ?=
 RUN ?=
+PORT ?=
 RUNS ?=
 STAGES ?=
 TASKS ?=
@@ -96,6 +97,8 @@ ollama: $$(OUT)/modelfile.json ## create the model in Ollama, and prove its prom
 	@$(PY) -m scripts.ollama $(NAME)
 chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server (ASK="…" asks and ends)
 	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$$ASK")
+cards: | $(TRAIN) ## flip cards to study a topic, on a page of this machine, written by the model in Ollama (PORT=7860)
+	@$(PY) -m scripts.cards $(NAME) $(if $(PORT),--port $(PORT))
 eval: $$(addprefix $$(OUT)/,$$(sort $$(foreach s,$$(or $$(STAGES),$$(if $$(TASKS),merged,gguf)),$$(needs.$$s)))) | $(TRAIN) ## score the held-out prompts (STAGES="base adapter merged gguf ollama" SAMPLE=1 JSON=1; TASKS="arc_easy …": lm-eval's instead)
 	@$(if $(and $(OLLAMA),$(if $(STAGES)$(TASKS),$(filter ollama,$(STAGES)),all)),$(PY) -m scripts.serve outputs/ollama bash -c '$(PY) -m scripts.ollama $(NAME) >&2 && $(SCORE)',$(SCORE))
 demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
