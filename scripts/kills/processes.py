@@ -13,7 +13,7 @@ from scripts import process
 MARK = "GALLEY_FAULT"  # in the environment of all that a stage starts, down to the last worker
 CHOICES = ("RECIPE", "SET", "BASE", "GPUS", "QUANT", "NNODES", "NODE_RANK", "MASTER", "ASK", "FORCE", "DEBUG")
 MAKES_OWN = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-BOUND = 60  # seconds that all has to be gone in once make is; torchrun alone gives its ranks 30
+BOUND = 180  # seconds that all has to be gone in once make is: torchrun gives its ranks 30; a worker that was being spawned notices after its imports
 
 
 def start(goal, recipe, n):
