@@ -112,7 +112,7 @@ demo: ## the whole chain on this machine, no GPU needed, ending in a conversatio
 	fi
 
 .demo-chat:
-	@$(PY) -m scripts.chat pirate-nano --ask "How do I keep my houseplants alive?" "I feel lonely tonight." "What is a variable in Python?"
+	@$(PY) -m scripts.chat pirate-nano --ask "What should I cook tonight?" "I feel lonely tonight." "What is a variable in Python?"
 
 outputs/nano/%.json: datasets/$$(firstword $$(subst -, ,$$*))/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)
 	@$(PY) -m scripts.base $*
