@@ -166,6 +166,7 @@ def schedule(cfg, rows, sequences=None):
         ratio = cfg.get("warmup_ratio")
         warmup = int(ratio * steps) if ratio is not None else min(int(0.03 * steps), 100)  # the builder's own default
     warmup = int(warmup * steps) if 0 < warmup < 1 else int(warmup)
+    warmup = 2 if warmup == 1 else warmup  # axolotl/core/builders/base.py: a single step of warm-up would train at a rate of 0
     return {"per_epoch": per_epoch, "steps": steps, "epochs": steps / per_epoch if per_epoch else None, "warmup": warmup}
 
 

@@ -182,8 +182,8 @@ def prediction(found, row, told, why):
     measured = f"{took:.2f}" if took is not None else "not known: resumed"
     rows.append(("minutes", told_as(told["minutes"]), measured, within(took, told["minutes"])))
     if "vram_gib" in told:
-        least = told["vram_gib"]["parts"]["runtime"]  # lies beneath PyTorch's allocator, which does not count it
-        space = {k: told["vram_gib"][k] - least for k in ("low", "expected", "high")}
+        least = told["vram_gib"]["parts"]["runtime"]  # lies beneath PyTorch's allocator, which does not count it; nor does `low`
+        space = {"low": told["vram_gib"]["low"]} | {k: told["vram_gib"][k] - least for k in ("expected", "high")}
         gib = made["figures"].get("gpu_memory_gib")
         rows.append(("GiB reserved on a GPU", told_as(space), f"{gib:.2f}" if gib else "not recorded", within(gib, space)))
     sure = "calibrated on this kind of machine" if told["calibrated"] else "uncalibrated: nothing was measured on this kind of machine"
