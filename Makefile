@@ -41,12 +41,17 @@ TASKS ?=
 SAMPLE ?=
 KEEP ?=
 KEY ?=
+TO ?=
+WHAT ?=
+GO ?=
+PRIVATE ?=
+OLLAMA_REGISTRY ?=
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
 OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS TO OLLAMA_REGISTRY XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
@@ -141,6 +146,8 @@ receipt: | $(LIGHT) ## the chain from the data's bytes to the Ollama digest, eve
 	@$(PY) -m scripts.lineage $(NAME) $(if $(JSON),--json)
 reproduce: | $(TRAIN) $(LLAMA_BUILT) ## run the recipe again from its receipts in a clean folder, and explain every difference (KEEP=1)
 	@$(PY) -m scripts.reproduce $(NAME)
+push: | $(LIGHT) ## publish it, TO=user/name: adapter, merged, GGUF on the hub, ollama push (a dry run; GO=1 sends; WHAT="adapter gguf" PRIVATE=1)
+	@$(PY) -m scripts.push $(NAME) --to "$$TO" $(if $(WHAT),--what $(WHAT)) $(if $(filter 1,$(GO)),--go) $(if $(filter 1,$(PRIVATE)),--private)
 fault-test: | $(TRAIN) $(LLAMA_BUILT) ## kill every stage at random moments, a hundred times (half an hour): nothing half-made may pass
 	@$(PY) -m scripts.faults --report
 
