@@ -1,6 +1,6 @@
 """The study cards: the parser and the exports; and the page, in a real Chromium, on a stand-in for Ollama's network service and on the real one.
 
-PYTHONPATH=. .venv/bin/python tests/test_cards.py        # → reports/cards.png, with texts of ours in place of a model's
+.venv/bin/python tests/test_cards.py        # → reports/cards.png, with texts of ours in place of a model's
 """
 
 import base64
