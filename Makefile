@@ -37,6 +37,7 @@ RUN ?=
 PORT ?=
 RUNS ?=
 STAGES ?=
+BY ?=
 TASKS ?=
 SAMPLE ?=
 KEEP ?=
@@ -80,6 +81,12 @@ needs.merged := merge.json
 needs.gguf := modelfile.json
 needs.ollama := modelfile.json
 SCORE = $(PY) -m scripts.score $(NAME) $(STAGES) $(if $(SAMPLE),--sample) $(if $(TASKS),--tasks "$$TASKS") $(if $(JSON),--json)
+# Scaled, another run's adapter becomes a variant: pirate-nano+x_strength=2.0 is made from outputs/pirate-nano/train.json, and trains nothing.
+unscaled = $(subst $(nothing) ,+,$(filter-out x_strength=%,$(subst +, ,$1)))
+scaled_from = outputs/$1/recipe.yml outputs/$1/data.sha256 outputs/$(call unscaled,$1)/train.json
+trained_from = $(if $(findstring +x_strength=,$1),$(call scaled_from,$1),outputs/$1/preprocess.json)
+STRONGER := $(OUT)+x_strength=$(BY)/train.json
+SOURCE := outputs/$(call unscaled,$(NAME))/train.json
 # A nano recipe names its nano base: pirate-nano+seed=1 stands on outputs/nano/pirate.
 base_of = $(addsuffix .json,$(if $(findstring -nano,$1),$(shell sed -n 's|^base_model: *\(outputs/nano/[A-Za-z0-9_-]*\).*|\1|p' recipes/$(firstword $(subst +, ,$1)).yml 2>&-)))
 
@@ -106,6 +113,10 @@ cards: | $(TRAIN) ## flip cards to study a topic, on a page of this machine, wri
 	@$(PY) -m scripts.cards $(NAME) $(if $(PORT),--port $(PORT))
 eval: $$(addprefix $$(OUT)/,$$(sort $$(foreach s,$$(or $$(STAGES),$$(if $$(TASKS),merged,gguf)),$$(needs.$$s)))) | $(TRAIN) ## score the held-out prompts (STAGES="base adapter merged gguf ollama" SAMPLE=1 JSON=1; TASKS="arc_easy …": lm-eval's instead)
 	@$(if $(and $(OLLAMA),$(if $(STAGES)$(TASKS),$(filter ollama,$(STAGES)),all)),$(PY) -m scripts.serve outputs/ollama bash -c '$(PY) -m scripts.ollama $(NAME) >&2 && $(SCORE)',$(SCORE))
+dial: $$(OUT)/train.json | $(TRAIN) ## the adapter at 0.25 to 4 times its strength: its task against what was forgotten, and the knee (BY="1 1.5 2": others; JSON=1)
+	@$(PY) -m scripts.dial $(NAME) $(BY) $(if $(JSON),--json)
+strength: $$(if $$(BY),$$(STRONGER)) ## scale the trained adapter exactly, without training, as a variant: BY=2.0; then make merge SET="x_strength=2.0" …
+	@$(if $(BY),echo "strength    $(dir $(STRONGER))adapter",echo "strength: say how much: make strength RECIPE=$(RECIPE) BY=2.0" >&2; exit 2)
 demo: ## the whole chain on this machine, no GPU needed, ending in a conversation
 	@$(MAKE) outputs/pirate-nano/modelfile.json
 	@if [ -n "$(OLLAMA)" ]; then \
@@ -122,12 +133,16 @@ demo: ## the whole chain on this machine, no GPU needed, ending in a conversatio
 outputs/nano/%.json: datasets/$$(firstword $$(subst -, ,$$*))/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)
 	@$(PY) -m scripts.base $*
 outputs/%/recipe.yml outputs/%/data.sha256 outputs/%/export.yml outputs/%/prompt.sha256: FORCE | $(LIGHT)
-	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat eval,$(MAKECMDGOALS)),--train)
+	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat eval dial strength,$(MAKECMDGOALS)),--train)
 outputs/%/preprocess.json: outputs/%/recipe.yml outputs/%/data.sha256 $$(call base_of,$$*) | $(TRAIN)
 	@$(PY) -m scripts.preprocess $*
-outputs/%/train.json: outputs/%/preprocess.json
-	@$(PY) -m scripts.train $*
+outputs/%/train.json: $$(call trained_from,$$*)
+	@$(PY) -m scripts.$(if $(findstring +x_strength=,$*),strength,train) $*
 	-@$(PY) -m scripts.track $*
+# Named outright, for make goes through a pattern once only on its way: the scaled adapter's rule would not be tried again for what it scales.
+ifneq ($(findstring +x_strength=,$(NAME))$(filter strength,$(MAKECMDGOALS)),)
+$(SOURCE):
+endif
 outputs/%/merge.json: outputs/%/train.json
 	@$(PY) -m scripts.merge $*
 outputs/%/gguf.json: outputs/%/merge.json outputs/%/export.yml | $$(LLAMA_BUILT)

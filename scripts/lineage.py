@@ -31,7 +31,20 @@ def receipts(name):
         if base.exists() and (fault := gather.damage("base", found["base"])):
             raise ValueError(f"{base}: not a whole receipt ({fault}); `rm '{base}'`, then {gather.command('base', name)} makes it anew")
     made = gather.read_receipts(folder, name)
-    return found | {stage: made[stage] for stage in STAGES[1:]}
+    stages = {stage: made[stage] for stage in STAGES[1:]}
+    if (source := recipe.unscaled(name)) != name:  # another run's adapter, scaled
+        theirs = gather.read_receipts(Path("outputs", source), source)
+        stages = {"preprocess": theirs["preprocess"], "train": theirs["train"], "strength": made["train"]} | {s: made[s] for s in STAGES[3:]}
+    return found | stages
+
+
+def place(name, stage):
+    """(the path of a stage's receipt, the command that makes it)."""
+    if stage == "base":
+        return f"{recipe.read(f'outputs/{name}/recipe.yml')['base_model']}.json", gather.command(stage, name)
+    own = recipe.unscaled(name) if stage in ("preprocess", "train") else name
+    stage = "train" if stage == "strength" else stage
+    return f"outputs/{own}/{stage}.json", gather.command(stage, own)
 
 
 def broken(stage, path, expected, found, why, fix):
@@ -50,7 +63,7 @@ def hashes(name, made):
             said, by = known.setdefault(path, (digest, stage))
             if said != digest:
                 why = f"{stage} read it as {digest[:12]}, {by} {verb(made[by], path)} {said[:12]}"
-                breaks.append(broken(stage, path, said, digest, why, gather.command(stage, name)))
+                breaks.append(broken(stage, path, said, digest, why, place(name, stage)[1]))
         known |= {path: (digest, stage) for path, digest in one["outputs"].items()} if one else {}
     snapshot = Path("outputs", name, "data.sha256")  # beside the data, the chat template and the DeepSpeed config
     if snapshot.exists() and known.get(str(snapshot), [None])[0] == files.sha256(snapshot):
@@ -79,8 +92,8 @@ def fix(name, stage, path, made):
     if path == f"outputs/{name}/recipe.yml":
         return f"the recipe says something else by now: {gather.command('train', name)} trains it, or put recipes/{name.split('+')[0]}.yml back"
     if verb(made[stage], path) == "wrote":
-        where = Path(path).with_suffix(".json") if stage == "base" else Path("outputs", name, f"{stage}.json")
-        return f"`rm '{where}'` and {gather.command(stage, name)} make it anew"
+        where, command = place(name, stage)
+        return f"`rm '{where}'` and {command} make it anew"
     commit = (made[stage] or {}).get("commit") or "-dirty"
     back = (
         "put it back as it was"
@@ -103,9 +116,8 @@ def on_disk(name, known, made):
 def gaps(name, made):
     """Breaks where a stage has no receipt though a later one has."""
     last = max((n for n, one in enumerate(made.values()) if one), default=0)
-    where = {stage: f"outputs/{name}/{stage}.json" for stage in made} | {"base": f"{recipe.read(f'outputs/{name}/recipe.yml')['base_model']}.json"}
     missing = [s for s in list(made)[:last] if not made[s]]
-    return [broken(s, where[s], None, None, "no receipt, though later stages have one", gather.command(s, name)) for s in missing]
+    return [broken(s, (at := place(name, s))[0], None, None, "no receipt, though later stages have one", at[1]) for s in missing]
 
 
 def in_ollama(name, done):
@@ -146,7 +158,7 @@ def links(name, made, known):
     base = str(cfg["base_model"])  # one of the hub is a folder of its cache by the time of the merge
     here = [base, *(p for p in (made["merge"] or {"inputs": ()})["inputs"] if p != f"{folder}/adapter")]
     found.append(link("base", base, next((known[p][0] for p in here if p in known), None), made.get("base")))
-    for stage in STAGES[1:-1]:
+    for stage in [s for s in made if s not in ("base", "ollama")]:
         found += [link(stage, path, digest, made[stage]) for path, digest in made[stage]["outputs"].items()] if made[stage] else []
     if made["ollama"]:
         found.append(link("ollama", made["ollama"]["figures"].get("model"), made["ollama"]["figures"].get("digest"), made["ollama"]))
@@ -190,10 +202,11 @@ def main(argv):
     known, breaks = hashes(args.name, made)
     breaks = gaps(args.name, made) + breaks + on_disk(args.name, known, made)
     rows = links(args.name, made, known)
-    done = [stage for stage in made if made[stage] and stage != "base"]
-    following = STAGES[STAGES.index(done[-1]) + 1 :] if done else STAGES[1:]
+    order = [stage for stage in made if stage != "base"]
+    done = [stage for stage in order if made[stage]]
+    following = order[order.index(done[-1]) + 1 :] if done else order
     if following:
-        end = f"{'with ' + done[-1] if done else 'before it began'}; next is {gather.command(following[0], args.name)}"
+        end = f"{'with ' + done[-1] if done else 'before it began'}; next is {place(args.name, following[0])[1]}"
     else:
         said, others = in_ollama(args.name, made["ollama"])
         breaks, end = breaks + others, f"in Ollama: {said}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path("recipes")
+STRENGTH = "x_strength"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it: ten times as fast
 
 
@@ -37,6 +38,28 @@ def split(name):
 def family(name):
     """The part before the dash: `pirate-nano+lora_r=16` → `pirate`. It owns the dataset, the Modelfile and the nano base."""
     return re.split(r"[-+]", name)[0]
+
+
+def unscaled(name):
+    """`pirate-nano+x_strength=2.0` → `pirate-nano`, whose adapter that variant scales; any other name as it is."""
+    return "+".join(part for part in name.split("+") if not part.startswith(f"{STRENGTH}="))
+
+
+def strength(name):
+    """How many times as strong as trained a variant's adapter is, None where it is as trained. Raises ValueError where that is no factor."""
+    given = [part.partition("=")[2] for part in name.split("+") if part.startswith(f"{STRENGTH}=")]
+    try:
+        factor = float(given[0]) if given else None
+    except ValueError:
+        factor = math.nan
+    if given and (len(given) > 1 or not 0 < factor < math.inf):
+        raise ValueError(f"{STRENGTH}={' and '.join(given)}: not one positive number; `make strength RECIPE={unscaled(name)} BY=2.0` doubles")
+    return factor
+
+
+def meaning(cfg):
+    """The keys that decide what is made of a recipe: all but `export` and those that are ours."""
+    return {k: v for k, v in cfg.items() if k == STRENGTH or k != "export" and not k.startswith("x_")}
 
 
 def read(path):
@@ -91,6 +114,8 @@ def load(name):
         near = difflib.get_close_matches(recipe, names(), 1)
         raise ValueError(f"no recipe {recipe!r}{f' (did you mean {near[0]}?)' if near else ''}; there are: {', '.join(names())}")
     cfg = read(path)
+    if factor := strength(name):  # in no recipe file: a run is trained the same at any strength (scripts/strength.py)
+        changes[STRENGTH] = cfg[STRENGTH] = factor
     for key, value in changes.items():
         if key not in cfg:
             near = difflib.get_close_matches(key, cfg, 1)

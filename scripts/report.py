@@ -32,7 +32,7 @@ def predict(found):
     """(what `make plan` says of this run, None), or (None, why nothing it says could be held to it)."""
     name, made, then = found["name"], found["stages"]["train"], found["recipe"]
     try:
-        now = {k: v for k, v in recipe.load(name).items() if k != "export" and not k.startswith("x_")}
+        now = recipe.meaning(recipe.load(name))
         changed = [k for k in sorted({*now, *then} - {"base_model"}) if now.get(k) != then.get(k)]
         changed += [p for p, digest in found["data"].items() if not Path(p).is_file() or files.sha256(p) != digest]
         if changed:

@@ -174,6 +174,8 @@ def main(argv):
     name, folder, keep = args.name, Path("outputs", args.name), os.environ.get("KEEP") == "1"
     if not (folder / "recipe.yml").is_file():
         raise ValueError(f"{folder}: nothing was made under this name; `make status` lists what was")
+    if (source := recipe.unscaled(name)) != name:
+        raise ValueError(f"{name}: only scaled, exactly, from {source}; {gather.command('reproduce', source)} runs that one again")
     receipts = gather.read_receipts(folder, name)
     until = args.to or next((s for s in reversed(STAGES) if receipts[s]), None)
     wanted = STAGES[: STAGES.index(until) + 1] if until else STAGES[:1]

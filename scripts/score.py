@@ -18,13 +18,7 @@ import time
 from pathlib import Path
 
 from scripts import data, process, recipe
-from scripts.scoring import backends, checks, record, servers, statistics, tasks
-
-
-def rows_of(name, cfg):
-    """(paths, rows) of the held-out conversations: the recipe's own test_datasets, else its family's eval.jsonl. Rows without an id are numbered."""
-    paths = [p for p in recipe.datasets(cfg)[1] if p.suffix == ".jsonl"] or [Path("datasets", recipe.family(name), "eval.jsonl")]
-    return paths, [{"id": f"{path.stem}-{n}", "kind": None} | row for path in paths for n, row in enumerate(data.read(path), 1)]
+from scripts.scoring import asking, backends, checks, record, servers, tasks
 
 
 def ten_of(name):
@@ -55,7 +49,7 @@ def ready(name, cfg, named):
 
 def job(args, cfg):
     """What every stage is asked, and how. Raises ValueError for faulty rows, all of them at once."""
-    (paths, rows), (ten_path, ten) = rows_of(args.name, cfg), ten_of(args.name)
+    (paths, rows), (ten_path, ten) = asking.held_out(args.name, cfg), ten_of(args.name)
     twins = checks.twins(recipe.family(args.name))
     checks.refuse(paths, bool(twins))
     modelfile = recipe.modelfile(args.name)
@@ -64,7 +58,7 @@ def job(args, cfg):
     how = "sampled: " + " ".join(f"{k}={v}" for k, v in chosen.items() if k not in backends.FIXED) if args.sample else "greedy"
     asked = {"prompts": len(rows[: args.limit]), "seed": chosen["seed"], "decoding": how}
     shared = list(dict.fromkeys([*paths, *ten_path, *twins]))
-    speaks = bool(twins) and any(not r.get("checks") or r["checks"].get("style") for r in rows[: args.limit])
+    speaks = asking.styled(rows[: args.limit], twins)
     return {
         "rows": rows[: args.limit],
         "ten": ten[: args.limit],
@@ -79,34 +73,17 @@ def job(args, cfg):
 def answer(opened, job, voice, tick):
     """(lines of STAGE.jsonl, lines of ten-STAGE.jsonl, tokens generated, seconds of it) of an opened stage."""
     (replies, likelihood), rows = opened, job["rows"]
-    prompts = [data.prompt(r) for r in rows] + [r["messages"] for r in job["ten"]]
-    if job["system"]:  # as a server would send them
-        prompts = [p if p[0]["role"] == "system" else [{"role": "system", "content": job["system"]}, *p] for p in prompts]
+    prompts = asking.as_served([data.prompt(r) for r in rows] + [r["messages"] for r in job["ten"]], job["system"])
     start = time.perf_counter()
     said = replies(prompts, job["chosen"], tick)
-    seconds, lines = time.perf_counter() - start, []
-    voices = voice([text for text, _, _ in said[: len(rows)]]) if voice else [None] * len(rows)
+    seconds = time.perf_counter() - start
     losses = likelihood(rows, tick) if likelihood else [None] * len(rows)
-    for row, prompt, (text, ended, _), speaks, loss in zip(rows, prompts, said, voices, losses):
-        found = checks.judge(row, prompt[0]["content"] if prompt[0]["role"] == "system" else None, text, ended, speaks)
-        line = {"id": row["id"], "kind": row["kind"], "prompt": prompt[-1]["content"], "reply": text, "ended": ended, "checks": found}
-        lines.append(line | {"passed": checks.passed(row, found)} | ({"nll": round(loss[0], 4), "tokens": loss[1]} if loss else {}))
+    lines = asking.lines(rows, prompts[: len(rows)], said[: len(rows)], losses, voice)
     ten = [
         {"id": r["id"], "prompt": r["messages"][-1]["content"], "reply": text, "ended": ended}
         for r, (text, ended, _) in zip(job["ten"], said[len(rows) :])
     ]
     return lines, ten, sum(tokens for _, _, tokens in said), seconds
-
-
-def figures_of(lines):
-    """A stage's figures from its lines: each check, all together, perplexity."""
-    asked = [key for key in checks.KEYS if any(key in line["checks"] for line in lines)]
-    found = {key: statistics.interval([line["checks"][key] for line in lines if key in line["checks"]]) for key in asked}
-    found["passed"] = statistics.interval([line["passed"] for line in lines])
-    measured = [line for line in lines if line.get("tokens")]
-    if measured:
-        found["ppl"] = statistics.perplexity([line["nll"] for line in measured], [line["tokens"] for line in measured])
-    return found
 
 
 def run(stage, args, cfg, job, voice):
@@ -120,7 +97,7 @@ def run(stage, args, cfg, job, voice):
         backends.opened(args.name, stage, cfg, args.parallel) as opened,
     ):
         lines, ten, tokens, seconds = answer(opened, job, voice, bar.update)
-    found = figures_of(lines) | {"tokens_per_s": round(tokens / seconds, 1), "seconds": round(time.perf_counter() - start, 2)}
+    found = asking.figures(lines) | {"tokens_per_s": round(tokens / seconds, 1), "seconds": round(time.perf_counter() - start, 2)}
     return found, lines, ten
 
 

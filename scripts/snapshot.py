@@ -2,7 +2,7 @@
 
     python -m scripts.snapshot pirate-nano
 
-outputs/NAME/recipe.yml    what Axolotl runs: the recipe, a variant's changes, BASE; no comments, no export, no x_ keys
+outputs/NAME/recipe.yml    what Axolotl runs: the recipe, a variant's changes, BASE; no comments, no export, no x_ keys but x_strength
 outputs/NAME/data.sha256   the bytes of datasets, chat template and DeepSpeed config (Axolotl's cache does not hash them)
 outputs/NAME/export.yml    the quant types
 outputs/NAME/prompt.sha256 the Modelfile's bytes, and QUANT
@@ -62,10 +62,10 @@ def main(argv):
     parser.add_argument("--train", action="store_true", help="refuse a machine that cannot train it")
     args = parser.parse_args(argv)
     cfg, folder = recipe.load(args.name), Path("outputs", args.name)
-    if args.train and not (folder / "train.json").exists():
+    trained = Path("outputs", recipe.unscaled(args.name))  # a scaled adapter's machine and base are those of the run that it scales
+    if args.train and not (trained / "train.json").exists():
         refuse_machine(args.name, cfg)
-    cfg["base_model"] = chosen_base(folder, cfg)
-    meaning = {k: v for k, v in cfg.items() if k != "export" and not k.startswith("x_")}
+    cfg["base_model"] = chosen_base(trained, cfg)
     used = [
         *recipe.datasets(cfg)[0],
         *recipe.datasets(cfg)[1],
@@ -74,7 +74,7 @@ def main(argv):
     files.write_if_changed(folder / "data.sha256", hashes(used))
     files.write_if_changed(folder / "export.yml", yaml.safe_dump(cfg.get("export") or {}))
     files.write_if_changed(folder / "prompt.sha256", hashes([recipe.modelfile(args.name)]) + f"QUANT={os.environ.get('QUANT') or ''}\n")
-    files.write_if_changed(folder / "recipe.yml", yaml.safe_dump(meaning, sort_keys=False, width=120))
+    files.write_if_changed(folder / "recipe.yml", yaml.safe_dump(recipe.meaning(cfg), sort_keys=False, width=120))
     return 0
 
 

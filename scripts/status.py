@@ -18,7 +18,7 @@ def changed(name):
     try:
         cfg = recipe.load(name)
         then = recipe.read(folder / "recipe.yml")
-        now = {k: v for k, v in cfg.items() if k != "export" and not k.startswith("x_")}
+        now = recipe.meaning(cfg)
         kept = dict(line.split("  ")[::-1] for line in (folder / "data.sha256").read_text().splitlines())
         return now | {"base_model": then["base_model"]} != then or any(
             not Path(p).is_file() or files.sha256(p) != digest for p, digest in kept.items()
@@ -39,7 +39,9 @@ def stages(name):
     """{stage: stands | stale | missing}. A stage is stale when what it was made from is not what the stage before it has since made."""
     folder, found, stale = Path("outputs", name), {}, changed(name)
     base = recipe.read(folder / "recipe.yml")["base_model"]
-    before = dict((receipt.read(f"{base}.json") or {}).get("outputs") or {})
+    before, source = dict((receipt.read(f"{base}.json") or {}).get("outputs") or {}), recipe.unscaled(name)
+    if source != name:
+        before |= (receipt.read(Path("outputs", source, "train.json")) or {"outputs": {}})["outputs"]
     for stage in STAGES:
         made = receipt.read(folder / f"{stage}.json")
         stale = stale or (stage == "gguf" and other_quants(name))

@@ -10,6 +10,7 @@ from pathlib import Path
 from scripts import data, process
 
 PROMPT_LIMIT, REPLY_LIMIT = 0.6, 0.3  # Jaccard similarity of word pairs in prompts, of word triples in replies
+SAME = 0.99  # the limit for both where the rows are drawn from a catalogue, which tells like facts in like words
 
 
 def twins(path, rows, plain_path, plain):
@@ -34,13 +35,13 @@ def answers(row):
     return " ".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
 
 
-def duplicates(path, rows):
+def duplicates(path, rows, limits=(PROMPT_LIMIT, REPLY_LIMIT)):
     seen, found = {}, []
     for n, row in enumerate(rows, 1):
         if row.get("id") in seen:
             found.append(f"{path}:{n}: id {row.get('id')!r} is already line {seen[row.get('id')]}'s")
         seen[row.get("id")] = n
-    for what, text, size, limit in [("prompt", question, 2, PROMPT_LIMIT), ("reply", answers, 3, REPLY_LIMIT)]:
+    for what, text, size, limit in [("prompt", question, 2, limits[0]), ("reply", answers, 3, limits[1])]:
         for i, j, alike in data.near([data.shingles(text(r), size) for r in rows], limit):
             found.append(f"{path}:{i + 1}: {what} is nearly that of line {j + 1} ({alike:.0%} alike); drop one")
     return found
@@ -55,8 +56,9 @@ def leaks(train_path, train, eval_path, held):
 
 
 def check(family):
-    """(findings, counts) of datasets/FAMILY; the twins are checked where there are any."""
+    """(findings, counts) of datasets/FAMILY; the twins are checked where there are any. A catalogue's train-plain is of other catalogues."""
     folder = Path("datasets", family)
+    listed = (folder / "catalogue.yml").exists()
     paths = {n: folder / f"{n}.jsonl" for n in ("train", "train-plain", "eval", "eval-plain")}
     rows, found = {}, []
     for name, path in paths.items():
@@ -67,8 +69,8 @@ def check(family):
                 found.append(str(error))
     for name in ("train", "eval"):
         if name in rows:
-            found += duplicates(paths[name], rows[name])
-            if f"{name}-plain" in rows:
+            found += duplicates(paths[name], rows[name], *[(SAME, SAME)] * listed)
+            if f"{name}-plain" in rows and not (listed and name == "train"):
                 found += twins(paths[name], rows[name], paths[f"{name}-plain"], rows[f"{name}-plain"])
     if "train" in rows and "eval" in rows:
         found += leaks(paths["train"], rows["train"], paths["eval"], rows["eval"])

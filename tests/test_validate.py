@@ -6,10 +6,9 @@ from scripts import data, validate
 
 def test_the_projects_own_data_is_sound():
     for family in (p.name for p in Path("datasets").iterdir()):
-        found, counts = validate.check(family)
-        assert found == []
+        assert validate.check(family)[0] == []
     rows = data.read("datasets/pirate/train.jsonl")
-    assert len(rows) >= 1000 and counts["eval"] == 100
+    assert len(rows) >= 1000 and len(data.read("datasets/pirate/eval.jsonl")) == 100
     assert {r["kind"] for r in rows} == {"everyday", "technical", "emotional", "factual", "refusing", "creative"}
     assert sum(sum(m["role"] == "user" for m in r["messages"]) > 1 for r in rows) >= 200
     assert len(Path("datasets/pirate/ten.jsonl").read_text().splitlines()) == 10
@@ -46,3 +45,13 @@ def test_a_near_duplicate_and_a_leak(copy):
     )
     found = findings(copy, "datasets/pirate/train.jsonl", 31, lambda r: r.update(messages=held["messages"]))
     assert any("eval.jsonl:5: its prompt is nearly that of" in f and "train.jsonl:31" in f for f in found)
+
+
+def test_a_catalogues_rows_may_be_alike_but_not_the_same(copy):
+    assert validate.check("msu")[0] == []
+    second = data.read("datasets/msu/train.jsonl")[1]
+    corrupt(copy / "datasets/msu/train.jsonl", 30, lambda r: r.update(messages=second["messages"]))
+    found = validate.check("msu")[0]
+    assert any("train.jsonl:30: prompt is nearly that of line 2" in f for f in found)
+    corrupt(copy / "datasets/msu/eval-plain.jsonl", 5, lambda r: r["messages"][-2].update(content="Something else?"))
+    assert any("eval-plain.jsonl:5: not the twin of" in f for f in validate.check("msu")[0])

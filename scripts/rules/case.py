@@ -72,7 +72,7 @@ def equipped(c):
         c.base = facts.base(c.cfg["base_model"]) if c.cfg.get("base_model") else {}
     except (OSError, ValueError, AttributeError, TypeError):  # a folder whose config.json is none, or a name too long for a path
         c.base = {}
-    if not c.base and c.cfg.get("base_model"):
+    if not c.base and c.cfg.get("base_model") and not str(c.cfg["base_model"]).startswith("outputs/nano/"):  # `make base` makes it
         c.note("base_model", f"nothing is known here of {c.cfg['base_model']}", ["eot-untrained", "pad-is-eos"])
     c.modelfile_path, c.modelfile = recipe.modelfile(c.name) if c.ours and recipe.modelfile(c.name).is_file() else None, {}
     c.template = prompt.chat_template(c)

@@ -126,12 +126,16 @@ def measure(model, items, tick):
     return [found[i] for i in range(len(items))]
 
 
-@contextmanager
-def opened(stage, folder, cfg):
-    model, tokenizer = load(stage, folder, cfg)
+def speaker(model, tokenizer, folder, cfg):
+    """(replies, likelihood) of a loaded model: see scripts/scoring/backends.py."""
     ends = ends_of(tokenizer, cfg, model.generation_config.eos_token_id)
 
     def likelihood(rows, tick):  # one tokenizer for all stages, training's, so that their perplexities are of the same tokens
         return measure(model, labelled(rows, tokenizer_of(folder, cfg), cfg), tick)
 
-    yield partial(generate, model, tokenizer, ends), likelihood
+    return partial(generate, model, tokenizer, ends), likelihood
+
+
+@contextmanager
+def opened(stage, folder, cfg):
+    yield speaker(*load(stage, folder, cfg), folder, cfg)
