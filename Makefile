@@ -10,7 +10,7 @@ MAKEFLAGS += --no-builtin-rules --warn-undefined-variables --no-print-directory
 .SECONDARY:
 .SECONDEXPANSION:
 # Our rooms write these whole or not at all. What Ctrl-C made make delete (a snapshot, say) would be made anew, and all that stands on it.
-.PRECIOUS: $(addprefix outputs/%/,recipe.yml data.sha256 export.yml prompt.sha256 $(addsuffix .json,preprocess train merge gguf modelfile)) outputs/nano/%.json
+.PRECIOUS: $(addprefix outputs/%/,recipe.yml data.sha256 export.yml prompt.sha256 $(addsuffix .json,preprocess train merge gguf modelfile lora)) outputs/nano/%.json
 .DEFAULT_GOAL := help
 ifeq ($(filter 4.% 5.%,$(MAKE_VERSION)),)
 $(error GNU Make 4 or newer is needed, this is $(MAKE_VERSION); on macOS: brew install make, then run gmake)
@@ -47,17 +47,27 @@ WHAT ?=
 GO ?=
 PRIVATE ?=
 OLLAMA_REGISTRY ?=
+Q ?=
+RETRIES ?= 2
+STOP ?= 1
+VALIDATE ?= 1
+TOKENS ?= 64
+SEED ?= 1
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
 OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS TO OLLAMA_REGISTRY XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS TO OLLAMA_REGISTRY Q XDG_CACHE_HOME
+override Q := $(value Q)# a question may hold a $
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
 OUT := outputs/$(NAME)
 CHOSEN := $(filter command line environment,$(origin RECIPE))
+# `make ask` takes two recipes that differ in their family only: RECIPE names either of them.
+MCQ ?= $(patsubst saq%,mcq%,$(if $(filter mcq% saq%,$(NAME)),$(NAME),mcq))
+SAQ ?= $(patsubst mcq%,saq%,$(MCQ))
 CACHE := $(XDG_CACHE_HOME)/galley
 # A tool's folder is named by its version and the hash of its pin, so a fresh clone takes what another clone built.
 pin = $(shell sha256sum requirements/$1.txt | cut -c1-8)
@@ -111,6 +121,8 @@ chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server 
 	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$$ASK")
 cards: | $(TRAIN) ## flip cards to study a topic, on a page of this machine, written by the model in Ollama (PORT=7860)
 	@$(PY) -m scripts.cards $(NAME) $(if $(PORT),--port $(PORT))
+ask: $$(if $$(strip $$(Q)),,.ask-what) $$(addprefix outputs/,$$(addsuffix /lora.json,$$(MCQ) $$(SAQ))) ## Q="…" to the adapters mcq and saq on one base (RECIPE=mcq-nano; RETRIES=2 STOP=0 VALIDATE=0 SAMPLE=1 TOKENS=64 SEED=1)
+	@$(PY) -m scripts.ask $(MCQ) $(SAQ) --retries $(RETRIES) --tokens $(TOKENS) --seed $(SEED) $(if $(SAMPLE),--sample) $(if $(filter 0,$(STOP)),--no-stop) $(if $(filter 0,$(VALIDATE)),--raw) -- "$$Q"
 eval: $$(addprefix $$(OUT)/,$$(sort $$(foreach s,$$(or $$(STAGES),$$(if $$(TASKS),merged,gguf)),$$(needs.$$s)))) | $(TRAIN) ## score the held-out prompts (STAGES="base adapter merged gguf ollama" SAMPLE=1 JSON=1; TASKS="arc_easy …": lm-eval's instead)
 	@$(if $(and $(OLLAMA),$(if $(STAGES)$(TASKS),$(filter ollama,$(STAGES)),all)),$(PY) -m scripts.serve outputs/ollama bash -c '$(PY) -m scripts.ollama $(NAME) >&2 && $(SCORE)',$(SCORE))
 dial: $$(OUT)/train.json | $(TRAIN) ## the adapter at 0.25 to 4 times its strength: its task against what was forgotten, and the knee (BY="1 1.5 2": others; JSON=1)
@@ -127,6 +139,8 @@ demo: ## the whole chain on this machine, no GPU needed, ending in a conversatio
 	  echo "This was llama-server. For \`ollama run pirate-nano\`: install Ollama (ollama.com), or \`make ollama-server\` where there is Go."; \
 	fi
 
+.ask-what:
+	@echo 'ask: say what: make ask Q="What is the capital of Norway?"' >&2; exit 2
 .demo-chat:
 	@$(PY) -m scripts.chat pirate-nano --ask "What should I cook tonight?" "I feel lonely tonight." "What is a variable in Python?"
 
@@ -134,6 +148,7 @@ outputs/nano/%.json: datasets/$$(firstword $$(subst -, ,$$*))/train-plain.jsonl 
 	@$(PY) -m scripts.base $*
 outputs/%/recipe.yml outputs/%/data.sha256 outputs/%/export.yml outputs/%/prompt.sha256: FORCE | $(LIGHT)
 	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat eval dial strength,$(MAKECMDGOALS)),--train)
+	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat ask eval,$(MAKECMDGOALS)),--train)
 outputs/%/preprocess.json: outputs/%/recipe.yml outputs/%/data.sha256 $$(call base_of,$$*) | $(TRAIN)
 	@$(PY) -m scripts.preprocess $*
 outputs/%/train.json: $$(call trained_from,$$*)
@@ -145,6 +160,8 @@ $(SOURCE):
 endif
 outputs/%/merge.json: outputs/%/train.json
 	@$(PY) -m scripts.merge $*
+outputs/%/lora.json: outputs/%/train.json outputs/%/export.yml | $$(LLAMA_BUILT)
+	@$(PY) -m scripts.lora $*
 outputs/%/gguf.json: outputs/%/merge.json outputs/%/export.yml | $$(LLAMA_BUILT)
 	@$(PY) -m scripts.gguf $*
 outputs/%/modelfile.json: outputs/%/gguf.json outputs/%/prompt.sha256

@@ -36,6 +36,9 @@ def base(model):
     known = table("bases.yml")
     if (Path(model) / "config.json").is_file():
         return from_config(Path(model))
+    if model.startswith("outputs/nano/"):  # not made yet
+        size = known["nano"].get(Path(model).name.partition("-")[2])
+        return {"name": model, **size} if size else {}
     name = known["aliases"].get(model, model)
     if name in known["models"]:
         mirror = model.split("/")[0] != name.split("/")[0]  # mirrors ask for no licence form
@@ -54,7 +57,7 @@ def from_config(folder):
     """A base's facts from its config.json and tokenizer_config.json."""
     cfg = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     cfg = {**cfg, **(cfg.get("text_config") or {})}
-    words = folder / "tokenizer_config.json"
+    words, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     words = json.loads(words.read_text(encoding="utf-8")) if words.is_file() else {}
     tokens = {k: v["content"] if isinstance(v, dict) else v for k in ("bos", "eos", "pad") for v in [words.get(f"{k}_token")]}
     heads = cfg.get("num_attention_heads") or 1
@@ -72,6 +75,7 @@ def from_config(folder):
         "tied": bool(cfg.get("tie_word_embeddings")),
         "max_position": cfg.get("max_position_embeddings"),
         "tokenizer": str(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None,
+        "template": str(template) if template.is_file() else None,
         **tokens,
     }
 

@@ -11,6 +11,7 @@ from scripts import data, process
 
 PROMPT_LIMIT, REPLY_LIMIT = 0.6, 0.3  # Jaccard similarity of word pairs in prompts, of word triples in replies
 SAME = 0.99  # the limit for both where the rows are drawn from a catalogue, which tells like facts in like words
+SHORT = 6  # words; replies with fewer, such as a letter or a name, are alike by right
 
 
 def twins(path, rows, plain_path, plain):
@@ -42,8 +43,9 @@ def duplicates(path, rows, limits=(PROMPT_LIMIT, REPLY_LIMIT)):
             found.append(f"{path}:{n}: id {row.get('id')!r} is already line {seen[row.get('id')]}'s")
         seen[row.get("id")] = n
     for what, text, size, limit in [("prompt", question, 2, limits[0]), ("reply", answers, 3, limits[1])]:
-        for i, j, alike in data.near([data.shingles(text(r), size) for r in rows], limit):
-            found.append(f"{path}:{i + 1}: {what} is nearly that of line {j + 1} ({alike:.0%} alike); drop one")
+        said = [(n, text(r)) for n, r in enumerate(rows, 1) if what == "prompt" or len(text(r).split()) >= SHORT]
+        for i, j, alike in data.near([data.shingles(words, size) for _, words in said], limit):
+            found.append(f"{path}:{said[i][0]}: {what} is nearly that of line {said[j][0]} ({alike:.0%} alike); drop one")
     return found
 
 
@@ -61,8 +63,9 @@ def check(family):
     listed = (folder / "catalogue.yml").exists()
     paths = {n: folder / f"{n}.jsonl" for n in ("train", "train-plain", "eval", "eval-plain")}
     rows, found = {}, []
+    base = paths["train-plain"].exists() and not (paths["train"].exists() or paths["eval"].exists())  # a nano base's rows, no family's
     for name, path in paths.items():
-        if path.exists() or name in ("train", "eval"):
+        if path.exists() or name in ("train", "eval") and not base:
             try:
                 rows[name] = data.read(path)
             except ValueError as error:

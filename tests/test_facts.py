@@ -72,6 +72,19 @@ def test_another_base_is_read_from_its_config(tmp_path):
     assert (b["hidden"], b["kv_heads"], b["head_dim"], b["eos"]) == (64, 4, 16, "<end>") and facts.base("nobody/knows-this") == {}
 
 
+def test_a_nano_base_that_is_not_made_yet(tmp_path, monkeypatch):
+    """Its facts are what scripts/base.py will make, in each of its sizes."""
+    from scripts import base
+
+    monkeypatch.chdir(tmp_path)
+    for size, (hidden, mlp, layers) in base.SIZES.items():
+        b = facts.base("outputs/nano/any" + f"-{size}" * bool(size))
+        assert (b["hidden"], b["intermediate"], b["layers"], b["vocab"], b["max_position"]) == (hidden, mlp, layers, base.VOCAB, base.CONTEXT)
+        assert (b["heads"], b["kv_heads"], b["head_dim"] * b["heads"]) == (base.HEADS, base.KV_HEADS, hidden)
+        assert (b["bos"], b["eos"], b["pad"], b["template"]) == (base.BOS, "<|eot_id|>", base.PAD, str(base.TEMPLATE))
+    assert facts.base("outputs/nano/any-other") == {}
+
+
 def test_a_base_in_the_hub_cache_and_a_mirror(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--some--one/snapshots/abc"

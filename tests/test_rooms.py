@@ -71,7 +71,7 @@ def test_no_python_under_datasets():
 
 def test_what_only_reads_works_on_the_light_level():
     """help, status, validate and snapshot import nothing that the light level lacks. (Their seconds are in `make bench`.)"""
-    names = ["snapshot", "status", "validate", "chat", "serve", "modelfile", "tools", "lint", "plan", "doctor", "track", "diagnose", "report", "compare", "lineage", "explain", "push"]
+    names = ["snapshot", "status", "validate", "chat", "serve", "modelfile", "tools", "lint", "plan", "doctor", "track", "diagnose", "report", "compare", "lineage", "explain", "push", "questions", "ask"]
     code = f"import sys; {'; '.join(f'import scripts.{n}' for n in names)}; print(*(m for m in {sorted(HEAVY)} if m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
     assert "make demo" in subprocess.run(["make", "help"], capture_output=True, text=True, check=True).stdout

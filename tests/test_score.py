@@ -64,6 +64,7 @@ def kept(scored, chained):
         ("A good question.", None),
         ("The answer is a matter of taste.", None),
         ("The answer is not B.", None),
+        ("Not B.", None),
         ("Both B and C are true.", None),
         ("C++ or a B-tree, e.g. in Java", None),
         ("", None),
@@ -96,6 +97,18 @@ def test_each_check_and_what_passes():
     assert checks.judge(row(contains=["x"], exact=None), None, "x", True, None).keys() == {"contains", "ends", "leak"}, (
         "a null asks nothing"
     )
+
+
+def test_f1_with_the_best_of_several_answers():
+    """As SQuAD's test set is scored: the maximum over the answers, whichever of them the row's own reply is."""
+    several = row("a composer", f1=["a composer", "somebody who writes music"])
+    for reply, f1 in [("Composer.", 1.0), ("who writes music", 6 / 7), ("he writes", 2 / 6), ("a painter", 0.0), ("", 0.0)]:
+        found = checks.judge(several, None, reply, True, None)
+        assert found["f1"] == pytest.approx(f1, abs=1e-4) and checks.passed(several, found) == (f1 >= 0.5), reply
+    only = row("Paris", f1=["Rome"])
+    assert not checks.passed(only, checks.judge(only, None, "Paris", True, None)), "the row's own reply counts if it is in the list"
+    edge = row("x", f1=["one two three"])
+    assert checks.passed(edge, checks.judge(edge, None, "one", True, None)) and checks.judge(edge, None, "one", True, None)["f1"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -137,6 +150,13 @@ def test_every_faulty_check_is_named_with_its_line_before_any_model_is_loaded(co
     one_line(room("score", "pirate-nano", "base"), "datasets/pirate/ten.jsonl:2: message 1 has role 'assistant'")
     with pytest.raises(ValueError, match="needs plain twins"):
         path.write_text(json.dumps(rows[0] | {"checks": {"style": True}}) + "\n")
+        checks.refuse([path], twins=False)
+    for value in ([], ["x", 3], ["The."], [["x"]], 0, True, "x"):
+        path.write_text(json.dumps(rows[0] | {"checks": {"f1": value}}) + "\n")
+        with pytest.raises(ValueError, match="eval.jsonl:1: checks.f1 is .*; give it the F1 that passes, .* or the answers to accept"):
+            checks.refuse([path], twins=False)
+    path.write_text("".join(json.dumps(rows[0] | {"checks": {"f1": v}}) + "\n" for v in (["x"], None, 0.5, ["y", "z"])))
+    with pytest.raises(ValueError, match="^datasets/pirate/eval.jsonl:3: checks.f1 is a number in some rows and a list in others; [^;]*$"):
         checks.refuse([path], twins=False)
 
 

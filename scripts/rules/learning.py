@@ -21,7 +21,7 @@ def undertrained(c):
 def overtrained(c):
     """warning | more than 5 epochs over fewer than 5,000 rows | a small set is learned by heart, and the model forgets how to say anything else
     | a run of 35 epochs over 496 rows, which hallucinated | 2 or 3 epochs, more rows, or the checkpoint with the lowest eval loss"""
-    if c.plan and c.plan["epochs"] and c.plan["epochs"] > 5 and c.rows < 5000 and c.supervised:
+    if c.plan and c.plan["epochs"] and round(c.plan["epochs"], 1) > 5 and c.rows < 5000 and c.supervised:  # the last step is rounded up
         key = "max_steps" if (c.cfg.get("max_steps") or 0) > 0 else "num_epochs"
         todo = "2 or 3 epochs, more rows, or keep the checkpoint with the lowest eval loss"
         yield key, f"{c.plan['epochs']:.1f} epochs over {c.rows:,} rows", todo

@@ -12,8 +12,10 @@ ENDS |= {"gemma2": "<end_of_turn>", "gemma3": "<end_of_turn>"}
 
 
 def chat_template(c):
-    """{"end", "tokens", "tools"} of the recipe's chat template: Axolotl's own by name, a file or a text of one's own; None where only the tokenizer knows."""
+    """{"end", "tokens", "tools"} of the recipe's chat template: Axolotl's by name, a file or a text of one's own, the tokenizer's where the base is known; else None."""
     name, text = c.cfg.get("chat_template"), c.cfg.get("chat_template_jinja")
+    if name == "tokenizer_default" and (own := c.base.get("template")):
+        name, text = ("jinja", own) if own.endswith(".jinja") else (own, None)
     if name not in (None, "jinja") or not text:
         known = c.schema["x-chat-templates"].get(name)
     else:
@@ -24,8 +26,8 @@ def chat_template(c):
         known = {"end": (ends or [None])[0], "tokens": tokens, "tools": bool(re.search(r"\btools\b", text))}
     if not known:
         return None
-    end = (c.cfg.get("eot_tokens") or [known["end"]])[0]
-    return known | {"end": c.base.get("eos") if end == "eos_token" else end}
+    end, eos = (c.cfg.get("eot_tokens") or [known["end"]])[0], [c.base["eos"]] if known["end"] == "eos_token" and c.base.get("eos") else []
+    return known | {"end": c.base.get("eos") if end == "eos_token" else end, "tokens": [*known["tokens"], *eos]}
 
 
 def eot_untrained(c):

@@ -5,6 +5,7 @@
     contains  ["regex"]    all of these are found in the reply (Python's re.search; (?i) for either case)
     never     ["regex"]    none of these is
     f1        0.5          the words shared with the row's own reply, as a number; passed from this number on
+              ["text"]     the same, with the best of these answers; passed from 0.5 on (over a file, numbers or lists)
     style     true         the family's voice rather than the plain twin's
     ends      true         the reply ends by itself                                          asked of every row, unless false
     leak      true         no header, special token, role word or system message in it       asked of every row, unless false
@@ -21,9 +22,9 @@ from pathlib import Path
 
 from scripts import data
 
-KEYS = {"exact": str, "choice": str, "contains": list, "never": list, "f1": (int, float), "style": bool, "ends": bool, "leak": bool}
+KEYS = {"exact": str, "choice": str, "contains": list, "never": list, "f1": (int, float, list), "style": bool, "ends": bool, "leak": bool}
 # A letter that stands alone: not of a word, of C++ or of B-tree, not denied, not the first of several, and no article.
-LETTER = r"(?<!not )[(\[{]?([B-Hb-h]|A|a(?=\s*(?:[)\]}.:,;]|$)))(?![\w+#]|-\w|\.\w|\s*(?:,|/|&|and|or)\s*[(\[{]?[AB-Hb-h]\b)"
+LETTER = r"(?<![Nn]ot )[(\[{]?([B-Hb-h]|A|a(?=\s*(?:[)\]}.:,;]|$)))(?![\w+#]|-\w|\.\w|\s*(?:,|/|&|and|or)\s*[(\[{]?[AB-Hb-h]\b)"
 SAID = re.compile(
     r"(?i:answer|correct option|correct choice|choice is|choose|pick|select)(?i:\s+(?:is|would be|must be))?\s*:?\s*(?i:option |choice )?"
     + LETTER
@@ -34,7 +35,8 @@ FIRST = re.compile(
     + r"(?=\s*(?:$|[)\]}.:,;!–—\n]|-\s)|\s+(?:because|since|is (?:the |my )?(?:answer|correct|right|true))\b)"
 )
 LINE = re.compile(f"^{LETTER}" + r"[)\]}]?\.?$", re.MULTILINE)
-SPOKEN = re.compile(r"(?<![\w.])(?<!not )(?:[(\[{]([A-Ha-h])[)\]}]|([B-H])(?![\w+#]|-\w|\.\w))")
+SPOKEN = re.compile(r"(?<![\w.])(?<![Nn]ot )(?:[(\[{]([A-Ha-h])[)\]}]|([B-H])(?![\w+#]|-\w|\.\w))")
+PASSES = 0.5  # the F1 with the best of several answers
 SOUND = 0.95  # held-out accuracy below which the classifier's word counts for nothing
 ROLES = r"(system|user|assistant|human|ipython|tool)"
 LEAKS = re.compile(
@@ -66,7 +68,7 @@ WANTED = {
     "choice": "one letter, A to H",
     "contains": 'a list of regular expressions, such as ["(?i)paris"]',
     "never": 'a list of regular expressions, such as ["(?i)sorry"]',
-    "f1": "the F1 that passes, a number such as 0.5, at most 1",
+    "f1": 'the F1 that passes, a number such as 0.5, at most 1, or the answers to accept, with a word in each, such as ["Paris", "the city of Paris"]',
     **dict.fromkeys(("style", "ends", "leak"), "true or false"),
 }
 
@@ -80,6 +82,8 @@ def sound(key, value):
             return bool(value) and all(isinstance(v, str) and re.compile(v) for v in value)
         except re.error:
             return False
+    if isinstance(value, list):  # f1: words that a reply can share
+        return bool(value) and all(isinstance(v, str) and words(v) for v in value)
     return {"exact": lambda: bool(plain(value)), "choice": lambda: bool(re.fullmatch("[A-H]", value)), "f1": lambda: 0 < value <= 1}.get(
         key, lambda: True
     )()
@@ -89,9 +93,15 @@ def refuse(paths, twins):
     """Raise ValueError naming every row (the first ten) whose checks are faulty, in files that data.read takes."""
     found = []
     for path in paths:
+        listed = None  # whether f1 is a list in this file: `datasets` takes one type a key
         for number, line in enumerate(Path(path).read_bytes().split(b"\n"), 1):
             checks = json.loads(line).get("checks") if line.strip() else None
-            found += [f"{path}:{number}: {text}" for text in (fault(checks, twins) if checks is not None else [])]
+            wrong = fault(checks, twins) if checks is not None else []
+            if not wrong and checks and checks.get("f1") is not None:
+                here = isinstance(checks["f1"], list)
+                listed = here if listed is None else listed
+                wrong = ["checks.f1 is a number in some rows and a list in others; give all rows of the file one of the two"] * (here != listed)
+            found += [f"{path}:{number}: {text}" for text in wrong]
     if found:
         raise ValueError("; ".join(found[:10]) + (f"; and {len(found) - 10} more" if len(found) > 10 else ""))
 
@@ -140,7 +150,7 @@ def judge(row, system, reply, ended, voice):
         "choice": lambda wanted: letter(reply) == wanted,
         "contains": lambda regexes: all(re.search(r, reply) for r in regexes),
         "never": lambda regexes: not any(re.search(r, reply) for r in regexes),
-        "f1": lambda _: round(f1(reply, data.reply(row)), 4),
+        "f1": lambda asked: round(max(f1(reply, text) for text in (asked if isinstance(asked, list) else [data.reply(row)])), 4),
         "style": lambda _: voice,
         "ends": lambda _: ended,
         "leak": lambda _: clean(reply, system),
@@ -149,7 +159,8 @@ def judge(row, system, reply, ended, voice):
 
 
 def passed(row, results):
-    return all(value >= row["checks"]["f1"] if key == "f1" else value for key, value in results.items())
+    least = (row.get("checks") or {}).get("f1")
+    return all(value >= (PASSES if isinstance(least, list) else least) if key == "f1" else value for key, value in results.items())
 
 
 def replies(rows):

@@ -1,0 +1,235 @@
+"""An adapter as a GGUF of its own, beside a GGUF of its base: what llama-server needs to serve several adapters by one base.
+
+    python -m scripts.lora mcq-nano          # → outputs/mcq-nano/lora/adapter.gguf, receipt lora.json; outputs/served/BASE-…/, once for all adapters of a base
+
+QLoRA trained against the NF4 rounding of the base, so the base that is served is the rounded one (scripts/merge.py says more). Recipes that agree in base,
+tokenizer, template and quant types share it. Proven: prompts get training's token ids; base and adapter together give the logits of the adapter as it was
+trained (PEFT on the 4-bit base, in fp32), and other ones without the adapter; each quantized base stays near F16.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts import data, files, process, receipt, recipe
+
+SERVED = Path("outputs/served")
+# llama.cpp's own model-conversion example calls a normalized mean squared error of logits below 1e-6 "essentially identical".
+NMSE_BOUND, KLD_BOUND = 1e-6, 1.0
+PROMPTS = 8
+EXACT = ["-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+
+
+def base_folder(cfg):
+    """The base's folder: local, or the hub cache's snapshot (training has downloaded it)."""
+    if recipe.is_local(cfg):
+        return Path(cfg["base_model"])
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(cfg["base_model"], allow_patterns=["*.safetensors", "*.json", "tokenizer.model"]))
+
+
+def of_tokenizer(folder):
+    return [p for p in sorted(folder.iterdir()) if p.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
+
+
+def served_by(cfg, base, folder, kinds):
+    """The folder of the GGUFs that this adapter is served by, named by all that decides them."""
+    known = receipt.read(folder / "train.json")["inputs"].get(str(base), base.name)  # a base of the hub: the commit of its snapshot
+    decides = [known, bool(cfg.get("load_in_4bit")), kinds, [files.sha256(p) for p in of_tokenizer(folder / "adapter")]]
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    return SERVED / f"{Path(cfg['base_model']).name}-{key[:8]}"
+
+
+def round_trip(weight):
+    """A weight as QLoRA training saw it: NF4 in blocks of 64, its scales quantized too (bitsandbytes); in F16, which the GGUF holds."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    packed, state = quantize_4bit(weight.float().contiguous().to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
+    return dequantize_4bit(packed, state).to("cpu", torch.float16)
+
+
+def rounded(base, tokenizer, out, four_bit):
+    """Write the base to `out`, shard by shard, the matrices of its layers rounded as in training, with training's tokenizer."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    out.mkdir()
+    for shard in sorted(base.glob("model*.safetensors")):
+        with safe_open(shard, framework="pt") as f:
+            tensors = {key: f.get_tensor(key) for key in f.keys()}
+        for key in [k for k, t in tensors.items() if four_bit and ".layers." in k and t.ndim == 2]:  # the head is not quantized
+            tensors[key] = round_trip(tensors[key])
+        save_file(tensors, out / shard.name, metadata={"format": "pt"})
+    own = [base / n for n in ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.model")]
+    for path in [
+        *(p for p in own if p.exists()),
+        *of_tokenizer(tokenizer),
+    ]:  # the converter wants tokenizer.model, and training does not save it
+        shutil.copy2(path, out / path.name)
+
+
+@contextmanager
+def alone(path):
+    """One process at a time: two recipes that share a base may be made side by side."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_base(cfg, base, folder, target, kinds):
+    """The GGUFs of the base in `target`, unless they stand."""
+    stamp, tool = SERVED / f"{target.name}.json", process.llama_cpp("convert_hf_to_gguf.py")
+    with alone(SERVED / ".lock"):
+        if receipt.read(stamp) and all((target / f"{kind}.gguf").is_file() for kind in kinds):
+            return stamp
+        with files.fresh(target, stamp=stamp) as tmp:
+            files.need_disk(SERVED, 3.2 * sum(p.stat().st_size for p in base.glob("model*.safetensors")))
+            rounded(base, folder / "adapter", tmp / ".work", bool(cfg.get("load_in_4bit")))
+            f16, logs = tmp / "F16.gguf", folder / "logs"
+            process.run(
+                [sys.executable, tool, tmp / ".work", "--outfile", f16, "--outtype", "f16"], logs / "served.log", f"convert {target.name}"
+            )
+            shutil.rmtree(tmp / ".work")
+            for kind in kinds[1:]:
+                command = [process.llama_cpp("llama-quantize"), f16, tmp / f"{kind}.gguf", kind]
+                process.run(command, logs / f"served-{kind}.log", f"quantize {kind}")
+        sizes = {f"{kind}_mib": round((target / f"{kind}.gguf").stat().st_size / 2**20, 2) for kind in kinds}
+        receipt.write(stamp, [base, *of_tokenizer(folder / "adapter")], sorted(target.glob("*.gguf")), sizes, files.sha256)
+    return stamp
+
+
+def convert(adapter, base, out, log):
+    """The adapter as GGUF in `out`. llama.cpp scales by alpha/r, so a rank-stabilised adapter (alpha/√r) gets the alpha that comes to the same."""
+    work, config = out / ".work", json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("use_rslora"):
+        config["lora_alpha"] *= config["r"] ** 0.5
+    work.mkdir()
+    (work / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.copy2(adapter / "adapter_model.safetensors", work)
+    tool = process.llama_cpp("convert_lora_to_gguf.py")
+    process.run([sys.executable, tool, work, "--base", base, "--outfile", out / "adapter.gguf", "--outtype", "f32"], log, "convert adapter")
+    shutil.rmtree(work)
+
+
+def prompts_of(name, cfg):
+    """The held-out conversations up to their last reply: the recipe's own test_datasets, else its family's eval.jsonl, else the training rows."""
+    own = Path("datasets", recipe.family(name), "eval.jsonl")
+    paths = recipe.datasets(cfg)[1] or ([own] if own.is_file() else recipe.datasets(cfg)[0])
+    return [data.prompt(row) for path in paths for row in data.read(path)]
+
+
+def reference(folder, cfg, prompts):
+    """Next-token log-probabilities [vocabulary] of the adapter as it was trained, on the 4-bit base, in fp32."""
+    import torch
+    from scripts.scoring import weights
+
+    model, _ = weights.load("adapter", folder, cfg | {"bf16": False, "fp16": False})
+    with torch.inference_mode():
+        ids = [torch.tensor([p], device=model.device) for p in prompts]
+        return [model(input_ids=x).logits[0, -1].double().log_softmax(-1).cpu().numpy() for x in ids]
+
+
+def log_probabilities(url, ids, vocabulary, scale):
+    """The whole next-token distribution after `ids` with the adapter at `scale`, as natural logarithms [vocabulary]."""
+    import httpx
+    import numpy as np
+
+    body = {"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False, "lora": [{"id": 0, "scale": scale}]}
+    answer = httpx.post(f"{url}/completion", json=body, timeout=600).json()
+    out = np.full(vocabulary, -np.inf)
+    for entry in answer["completion_probabilities"][0]["top_logprobs"]:
+        out[entry["id"]] = entry["logprob"]
+    if not np.isfinite(out).all():
+        raise ValueError(
+            f"llama-server gave {np.isfinite(out).sum()} of {vocabulary} probabilities; the model overflows or the vocabulary differs"
+        )
+    return out
+
+
+def prove_prompts(url, tokenizer, conversations, wanted):
+    """The server's own template and tokenizer give training's ids."""
+    import httpx
+
+    for said, ids in zip(conversations, wanted):
+        prompt = httpx.post(f"{url}/apply-template", json={"messages": said}, timeout=60).json()["prompt"]
+        got = httpx.post(f"{url}/tokenize", json={"content": prompt, "add_special": True, "parse_special": True}, timeout=60).json()[
+            "tokens"
+        ]
+        if got != ids:
+            raise ValueError(
+                f"llama-server reads {prompt[:80]!r} as {got[:12]}, training as {ids[:12]}: another template or tokenizer than {tokenizer.name_or_path} has"
+            )
+
+
+def nmse(got, wanted):
+    return max(float(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(got, wanted))
+
+
+def prove(name, cfg, target, kinds, adapter):
+    """Figures of base and adapter together, of every kind. Raises ValueError where they are not the adapter that was trained."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    folder = Path("outputs", name)
+    tokenizer, conversations, figures, f16 = AutoTokenizer.from_pretrained(folder / "adapter"), prompts_of(name, cfg), {}, None
+    ids = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for c in conversations]
+    chosen = ids[:: max(1, len(ids) // PROMPTS)][:PROMPTS]
+    wanted = reference(folder, cfg, chosen)
+    vocabulary = len(wanted[0])
+    for kind in kinds:
+        with process.llama(target / f"{kind}.gguf", folder / f"logs/lora-{kind}.log", "--lora", f'"{adapter}"', *EXACT) as url:
+            got = [log_probabilities(url, p, vocabulary, 1.0) for p in chosen]
+            if kind == "F16":
+                prove_prompts(url, tokenizer, conversations, ids)
+                f16, without = got, [log_probabilities(url, p, vocabulary, 0.0) for p in chosen]
+                figures = {"prompts": len(ids), "F16_nmse": nmse(got, wanted), "F16_nmse_without_the_adapter": nmse(without, wanted)}
+                if not figures["F16_nmse"] <= NMSE_BOUND:
+                    raise ValueError(
+                        f"{adapter}: on {target} its logits differ from the trained adapter's by an NMSE of {figures['F16_nmse']:.2e} (bound {NMSE_BOUND:.0e}); the conversion is wrong"
+                    )
+                if not figures["F16_nmse_without_the_adapter"] > figures["F16_nmse"]:
+                    raise ValueError(f"{adapter}: the logits are the same without it; it changes nothing, or is not applied")
+            else:
+                figures[f"{kind}_kld"] = sum(float((np.exp(b) * (b - a)).sum()) for a, b in zip(got, f16)) / len(got)
+                if not figures[f"{kind}_kld"] <= KLD_BOUND:
+                    raise ValueError(f"{target}/{kind}.gguf: {figures[f'{kind}_kld']:.2f} nats from F16 (bound {KLD_BOUND}); it is broken")
+    return figures
+
+
+def main(argv):
+    if len(argv) != 1:
+        print("usage: python -m scripts.lora NAME", file=sys.stderr)
+        return 2
+    name, folder = argv[0], Path("outputs", argv[0])
+    cfg = recipe.read(folder / "recipe.yml")
+    kinds, base = ["F16", *recipe.read(folder / "export.yml").get("quantize", [])], base_folder(cfg)
+    target = served_by(cfg, base, folder, kinds)
+    stamp = make_base(cfg, base, folder, target, kinds)
+    with files.fresh(folder / "lora", stamp=folder / "lora.json") as tmp:
+        convert(folder / "adapter", base, tmp, folder / "logs/lora.log")
+        try:
+            figures = {"base": str(target)} | prove(name, cfg, target, kinds, tmp / "adapter.gguf")
+        except ValueError:
+            stamp.unlink(missing_ok=True)  # the fault may be the base's: the next run makes it anew
+            raise
+    figures["adapter_mib"] = round((folder / "lora/adapter.gguf").stat().st_size / 2**20, 2)
+    receipt.write(folder / "lora.json", [folder / "adapter", stamp], [folder / "lora"], figures, files.sha256)
+    apart = figures["F16_nmse_without_the_adapter"]
+    print(
+        f"lora        {figures['adapter_mib']} MiB beside {target}; F16 logits NMSE {figures['F16_nmse']:.1e}, without the adapter {apart:.1e}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"  # all of it is local by now
+    process.command(main)
