@@ -38,6 +38,7 @@ PORT ?=
 RUNS ?=
 STAGES ?=
 BY ?=
+UNTIL ?=
 TASKS ?=
 SAMPLE ?=
 KEEP ?=
@@ -60,6 +61,7 @@ OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
 export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS TO OLLAMA_REGISTRY Q XDG_CACHE_HOME
 override Q := $(value Q)# a question may hold a $
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP TASKS UNTIL XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
@@ -147,8 +149,7 @@ demo: ## the whole chain on this machine, no GPU needed, ending in a conversatio
 outputs/nano/%.json: datasets/$$(firstword $$(subst -, ,$$*))/train-plain.jsonl modelfiles/llama3.jinja scripts/base.py | $(TRAIN)
 	@$(PY) -m scripts.base $*
 outputs/%/recipe.yml outputs/%/data.sha256 outputs/%/export.yml outputs/%/prompt.sha256: FORCE | $(LIGHT)
-	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat eval dial strength,$(MAKECMDGOALS)),--train)
-	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat ask eval,$(MAKECMDGOALS)),--train)
+	@$(PY) -m scripts.snapshot $* $(if $(filter train merge gguf modelfile ollama chat ask eval dial strength,$(MAKECMDGOALS)),--train)
 outputs/%/preprocess.json: outputs/%/recipe.yml outputs/%/data.sha256 $$(call base_of,$$*) | $(TRAIN)
 	@$(PY) -m scripts.preprocess $*
 outputs/%/train.json: $$(call trained_from,$$*)
@@ -176,6 +177,8 @@ compare: | $(LIGHT) ## RUNS="a b c": what differs, and whether it is more than n
 	@$(PY) -m scripts.compare $(RUNS) $(if $(JSON),--json)
 receipt: | $(LIGHT) ## the chain from the data's bytes to the Ollama digest, every link checked (JSON=1)
 	@$(PY) -m scripts.lineage $(NAME) $(if $(JSON),--json)
+ladder: | $(TRAIN) ## a run that did not learn, then its remedies until one has learned, and a report (RECIPE=undertrained-nano: here; UNTIL=optimal)
+	@$(PY) -m scripts.ladder $(if $(CHOSEN),$(NAME),undertrained)
 reproduce: | $(TRAIN) $(LLAMA_BUILT) ## run the recipe again from its receipts in a clean folder, and explain every difference (KEEP=1)
 	@$(PY) -m scripts.reproduce $(NAME)
 push: | $(LIGHT) ## publish it, TO=user/name: adapter, merged, GGUF on the hub, ollama push (a dry run; GO=1 sends; WHAT="adapter gguf" PRIVATE=1)

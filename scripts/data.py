@@ -107,6 +107,12 @@ def view(path, spec):
     return found
 
 
+def sliced(spec):
+    """Rows of a dataset entry whose `split` says so itself, as `train[:45000]` and `train[100:200]` do: 45,000 and 100. None for any other."""
+    found = re.fullmatch(r"\w+\[(\d*):(\d+)\]", str(spec.get("split")))
+    return max(0, int(found[2]) - int(found[1] or 0)) or None if found else None
+
+
 def conversation(row, spec):
     """(kind, [(role, text), …], fault) of a row under a recipe's dataset entry; kind None where the type is not one of the usual ones."""
     if not isinstance(row, dict):

@@ -18,6 +18,7 @@ from transformers.trainer_utils import has_length
 
 from scripts.signs import causes, log
 from scripts.watch import lines, weights
+from scripts.watch.accuracy import Accuracy, share
 from scripts.watch.pace import Pace, memory
 from scripts.watch.quiet import Quiet, say
 
@@ -50,7 +51,7 @@ class Watch(TrainerCallback):
 
     def __init__(self, trainer, path):
         self.trainer, self.path, self.quiet = trainer, path, Quiet()
-        self.pace, self.running, self.dead = None, False, False
+        self.pace, self.hits, self.running, self.dead = None, None, False, False
 
     # --- what the Trainer calls, on every rank ---
 
@@ -88,8 +89,10 @@ class Watch(TrainerCallback):
             control.should_evaluate = False
 
     def on_evaluate(self, args, state, control, metrics=None, **_):
-        if self.running and self.head:  # there may be evaluations before and after the training
-            self.quiet(self.evaluated, state, metrics)
+        if self.running:  # there may be evaluations before and after the training
+            right = share(self.quiet(lambda: self.hits.counts()), args.device, self.ranks)
+            if self.head:
+                self.quiet(self.evaluated, state, metrics, right)
         self.tick(False)
 
     def on_save(self, args, state, control, **_):
@@ -127,8 +130,8 @@ class Watch(TrainerCallback):
     def begin(self, args, state):
         args.logging_nan_inf_filter = False  # else the Trainer logs the mean of the losses before in place of NaN
         if self.pace:
-            self.pace.stop()  # the Trainer began anew, with a smaller batch
-        self.pace = Pace(self.trainer, self.ranks, self.quiet)
+            self.pace.stop(), self.hits.stop()  # the Trainer began anew, with a smaller batch
+        self.pace, self.hits = Pace(self.trainer, self.ranks, self.quiet), Accuracy(self.trainer, self.quiet)
         self.pace.tokens = self.counted = int((getattr(state, "tokens", None) or {}).get("total", 0))  # Axolotl's, from the checkpoint
         self.began, self.logged, self.met = time.perf_counter(), self.first, self.first
         self.moved, self.ask, self.strange, self.base, self.norms_s = 0, ASKED, 0, {}, 0.0
@@ -229,13 +232,13 @@ class Watch(TrainerCallback):
         if found["severity"] != "dead":
             say(f"health: {told(found)}")
 
-    def evaluated(self, state, metrics):
-        """An evaluation's line, with the adapter's norms layer by layer."""
+    def evaluated(self, state, metrics, right):
+        """An evaluation's line, with its token accuracy and the adapter's norms layer by layer."""
         losses = {k: v for k, v in metrics.items() if k.endswith("loss")}
         if any(row["step"] == state.global_step and "eval_loss" in row for row in self.rows[-1:]):
             return  # a resumed run repeats the evaluation that it begins with
         began = time.perf_counter()
-        row = {"step": state.global_step, "epoch": state.epoch, **losses, "seconds": metrics.get("eval_runtime")}
+        row = {"step": state.global_step, "epoch": state.epoch, **losses, "eval_token_accuracy": right, "seconds": metrics.get("eval_runtime")}
         row = {k: v for k, v in row.items() if v is not None} | {"adapter": weights.norms(self.trainer.model, self.base)}
         self.norms_s += time.perf_counter() - began
         self.rows[:] = log.merged([*self.rows, row])
@@ -243,7 +246,7 @@ class Watch(TrainerCallback):
         self.warn(True)
 
     def end(self, state):
-        self.pace.stop()
+        self.pace.stop(), self.hits.stop()
         if self.head:
             verdict = "dead" if self.dead else self.judge(ended=True)["verdict"]
             seconds = {"seconds": time.perf_counter() - self.began, "own_s": self.quiet.seconds - self.norms_s, "norms_s": self.norms_s}

@@ -5,7 +5,8 @@
     python -m scripts.lint --fix               # writes the unambiguous mends, and touches nothing else in the file
 
 The rules are the functions in scripts/rules/; keys and types come from Axolotl's own schema (recipes/schema/axolotl.json, `make schema`).
-A finding that is meant is waived in the recipe: `x_waive: {rule: reason}`. What could not be looked at is a note. Exit 1 on an error.
+A finding that is meant is waived in the recipe: `x_waive: {rule: reason}`. A recipe that is there to be refused says what for: `x_refused: {rule: reason}`; over
+a folder these findings are expected, and one that does not come is an error; named itself, the recipe is refused. What could not be looked at is a note. Exit 1 on an error.
 """
 
 import argparse
@@ -22,11 +23,14 @@ from scripts.rules import machine, rules
 from scripts.rules.case import case
 
 README = Path("recipes/README.md")
-COLOUR = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[2m"}
+COLOUR = {"error": "\033[31m", "warning": "\033[33m", "note": "\033[2m", "refused": "\033[36m"}
 
 
-def check(path):
-    """(findings, how many were waived) of one file: findings are {path, line, rule, level, message, fix, change}."""
+def check(path, named=True):
+    """(findings, how many were waived) of one file: findings are {path, line, rule, level, message, fix, change}.
+
+    A file that is not `named` is one of a folder: what its x_refused names is then of the level `refused`, which fails nothing.
+    """
     path = Path(path)
     try:
         c = case(path)
@@ -36,17 +40,26 @@ def check(path):
         )
         line, what, todo = re.fullmatch(r"(\d+): (.*?)(?:; ([^;]*))?", said, re.S).groups()
         return [finding(path, int(line), "bad-yaml", "error", what, todo or "mend it there")], 0
-    found, notes = [], []
-    for name, (function, level, *_) in rules().items():
+    found, notes, c.found = [], [], set()
+    ordered = sorted(rules().items(), key=lambda rule: rule[0] == "bad-refusal")  # it asks what the others found
+    for name, (function, level, *_) in ordered:
         for key, message, todo, *change in function(c):
             file, line = key if isinstance(key, tuple) and key and isinstance(key[0], Path) else (path, line_of(c, key))
             found.append(finding(file, line, name, level, message, todo, *change, hide=c.hide))
-    waived = {rule for rule, reason in (c.cfg.get("x_waive") or {}).items() if isinstance(reason, str) and reason.strip()}
-    kept = [f for f in found if f["rule"] not in waived]
+            c.found.add(name)
+    kept = [f for f in found if f["rule"] not in reasons(c, "x_waive")]
+    refused = {} if named else reasons(c, "x_refused")
+    for f in (f for f in kept if f["rule"] in refused):
+        f |= {"level": "refused", "fix": f"as it should be: {c.hide(' '.join(refused[f['rule']].split()))}", "change": None}
     kept.sort(key=lambda f: (f["path"] != str(path), f["path"], f["line"]))
     for at, what, names in c.notes:
         notes.append(finding(path, line_of(c, at), "unchecked", "note", what, f"not checked: {', '.join(names)}", hide=c.hide))
     return kept + notes, len(found) - len(kept)
+
+
+def reasons(c, key):
+    """{rule: reason} of x_waive or x_refused, as far as there are reasons."""
+    return {rule: reason for rule, reason in (c.cfg.get(key) or {}).items() if isinstance(reason, str) and reason.strip()}
 
 
 def line_of(c, key):
@@ -118,7 +131,9 @@ def say(found, waived, recipes):
         level = f"{COLOUR[f['level']]}{f['level']}\033[0m" if colour else f["level"]
         print(f"{f['path']}:{f['line']}: {level} {f['rule']}: {f['message']}; {f['fix']}")
     parts = [counted(sum(f["level"] == level for f in found), level) for level in ("error", "warning")]
-    print(f"lint        {counted(recipes, 'recipe')}: {', '.join(parts)}{f', {waived} waived' if waived else ''}")
+    refused = sum(f["level"] == "refused" for f in found)
+    parts += [f"{n} {what}" for n, what in ((waived, "waived"), (refused, "refused as they should be")) if n]
+    print(f"lint        {counted(recipes, 'recipe')}: {', '.join(parts)}")
 
 
 def recipes_of(paths):
@@ -147,13 +162,13 @@ def main(argv):
         files.write_if_changed(README, re.sub(r"(?<=<!-- rules -->\n).*?(?=<!-- /rules -->)", lambda _: table() + "\n", text, flags=re.S))
         print(f"lint        {README}: {len(rules())} rules")
         return 0
-    paths = recipes_of(args.paths or [Path("recipes")])
+    paths, named = recipes_of(args.paths or [Path("recipes")]), {p.resolve() for p in args.paths if not p.is_dir()}
     for path in paths if args.fix else []:
-        if done := mend(path, check(path)[0]):
+        if done := mend(path, check(path, path.resolve() in named)[0]):
             print(f"lint        {path}: {done} mended", file=sys.stderr if args.json else sys.stdout)
-    checked = [check(p) for p in paths]
+    checked = [check(p, p.resolve() in named) for p in paths]
     # Two recipes on one dataset need its findings once.
-    found = list({(f["path"], f["line"], f["rule"], f["message"]): f for one, _ in checked for f in one}.values())
+    found = list({(f["path"], f["line"], f["rule"], f["level"], f["message"]): f for one, _ in checked for f in one}.values())
     if args.json:
         print(json.dumps([{k: v for k, v in f.items() if k != "change"} for f in found], indent=2))
     else:

@@ -29,8 +29,9 @@ def lengths(cfg, base, name, rows=None):
         for spec in cfg.get(key) or []:
             path = Path(str(spec.get("path")))
             view = data.view(str(path), json.dumps(spec, default=str)) if path.is_file() else {"rows": [], "count": 0}
-            if not view["rows"] and rows and kind == "train":
-                found[kind] = [int(cfg.get("sequence_len") or 512) // 4] * rows
+            named = rows if rows and kind == "train" else data.sliced(spec)
+            if not view["rows"] and named:
+                found[kind] += [int(cfg.get("sequence_len") or 512) // 4] * named
             elif not view["rows"]:
                 raise ValueError(
                     f"{path}: {'no rows that can be read here' if path.is_file() else 'not a local file'}; name a local copy in the recipe, or say --rows N"
@@ -48,11 +49,11 @@ def lengths(cfg, base, name, rows=None):
         held = int(share if share > 1 else share * len(found["train"]))
         found["eval"], found["train"] = found["train"][:held], found["train"][held:]
     trained, unsure = replies / max(1, total), 0.01 if tokenizer else 0.15
-    if rows and not total:
+    if not total:
         trained, unsure, tokenizer = 0.5, 0.6, None
     source = (
-        f"supposed: {rows:,} rows of a quarter of sequence_len"
-        if rows and not total
+        f"supposed: {len(found['train']):,} rows of a quarter of sequence_len"
+        if not total
         else "the base's tokenizer"
         if tokenizer
         else "estimated from characters, ±15 %"

@@ -28,6 +28,11 @@ OURS = {
         "properties": {"gpu": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "count": {"type": "integer", "minimum": 1}},
     },
     "x_waive": {"description": "Findings of `make lint` that are meant: {rule: reason}", "type": "object", "additionalProperties": {}},
+    "x_refused": {
+        "description": "Findings that `make lint` must come to, of a recipe that shows a mistake: {rule: reason}",
+        "type": "object",
+        "additionalProperties": {},
+    },
 }
 TOKEN = re.compile(r"<[|｜][^|｜<>]{1,40}[|｜]>|</?s>|<(?:start|end)_of_turn>|<turn\|>|\[/?INST\]|<end_of_utterance>")
 

@@ -119,33 +119,45 @@ def finished(training):
     """The last checkpoint's trainer state; raises ValueError if the run stopped short. Neither exit 0 nor adapter_config.json proves an end."""
     found = sorted(training.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
     last = state(found[-1]) if found else None
-    if not last or last["global_step"] < last["max_steps"]:
+    if not last or last["global_step"] < last["max_steps"] and not stopped_early(last):
         at = f"step {last['global_step']} of {last['max_steps']}" if last else "before the first checkpoint"
         raise ValueError(f"{training}: training stopped at {at}; run the same command again to go on from there")
     return last
 
 
+def stopped_early(last):
+    """Whether `early_stopping_patience` ended the run: so many evaluations in a row did not improve (transformers/trainer_callback.py)."""
+    callback = (last.get("stateful_callbacks") or {}).get("EarlyStoppingCallback") or {}
+    patience = (callback.get("args") or {}).get("early_stopping_patience")
+    return bool(patience) and (callback.get("attributes") or {}).get("early_stopping_patience_counter", 0) >= patience
+
+
 def stands(training):
     """Whether a whole run lies there already. Going on from a finished run's last checkpoint would train one step too many.
 
-    A last checkpoint whose adapter was not also saved as the result (killed in between) is dropped: the run goes on from the one before.
+    A last checkpoint whose adapter was not also saved as the result (killed in between) is dropped: the run goes on from the one before. With early stopping
+    the result is the best checkpoint's adapter.
     """
     try:
-        step = finished(training)["global_step"]
+        done = finished(training)
     except ValueError:
         return False
-    last = training / f"checkpoint-{step}"
+    last = training / f"checkpoint-{done['global_step']}"
+    best = training / Path(done.get("best_model_checkpoint") or last).name
     kept = [f for f in ADAPTER_FILES if (last / f).exists()]  # all of them: the tokenizer is saved after the weights
-    if kept and all((training / f).exists() and files.sha256(training / f) == files.sha256(last / f) for f in kept):
+    if kept and any(all(same(training / f, source / f) for f in kept) for source in {last, best}):
         return True
     shutil.rmtree(last)
     return False
 
 
+def same(one, other):
+    return one.exists() and other.exists() and files.sha256(one) == files.sha256(other)
+
+
 def taken_over(folder):
     """Whether outputs/NAME/adapter is what lies finished in training/, and not an older one that still stands."""
-    pairs = [(folder / "training" / f, folder / "adapter" / f) for f in ADAPTER_FILES if (folder / "training" / f).exists()]
-    return all(kept.exists() and files.sha256(new) == files.sha256(kept) for new, kept in pairs)
+    return all(same(folder / "training" / f, folder / "adapter" / f) for f in ADAPTER_FILES if (folder / "training" / f).exists())
 
 
 def adapter_figures(path):

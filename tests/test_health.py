@@ -13,7 +13,7 @@ import yaml
 
 from conftest import ROOT, TRACKED, one_line, room, run
 from scripts import files, health, receipt, train
-from scripts.watch import bar, lines, pace, quiet, weights
+from scripts.watch import accuracy, bar, lines, pace, quiet, weights
 
 PLUGINS = '''
 import os, time, torch
@@ -207,6 +207,38 @@ def test_a_plain_trainers_run_is_watched_beside_it(tmp_path, capsys):
     assert timed == pytest.approx([24] * 8, rel=1e-2), "without Axolotl's count, that of the forward passes"
     assert [line["step"] for line in found if "eval_loss" in line] == [4, 8]
     assert "health" not in capsys.readouterr().out and not trainer.model._forward_hooks and not trainer.model._forward_pre_hooks
+
+
+def test_the_token_accuracy_of_each_evaluation_is_written_down(tmp_path):
+    """As counted by hand from the finished model's logits; tokens without a label don't count, and the evaluations outside of the training neither."""
+    model = model_of()
+    watch, trainer = trained(tmp_path, model, eval_strategy="steps", eval_steps=4, eval_on_start=True, learning_rate=3e-2, per_device_eval_batch_size=3)
+    found = [line for line in lines.read(tmp_path / "x/health.jsonl") if "eval_loss" in line]
+    ids = torch.tensor([row["input_ids"] for row in trainer.eval_dataset])
+    with torch.no_grad():
+        right = model.eval()(input_ids=ids).logits[:, :-1].argmax(-1) == ids[:, 1:]
+    assert [line["step"] for line in found] == [0, 4, 8] and found[0]["eval_token_accuracy"] < found[-1]["eval_token_accuracy"]
+    assert found[-1]["eval_token_accuracy"] == pytest.approx(right.float().mean().item())
+    counted = accuracy.Accuracy(trainer, lambda part, *given: part(*given))
+    labels = torch.where(torch.arange(12) < 6, -100, ids)
+    model(input_ids=ids, labels=labels)
+    assert accuracy.share(counted.counts(), "cpu", 1) == pytest.approx(right[:, 5:].float().mean().item())
+    model.train()(input_ids=ids, labels=labels)
+    assert accuracy.share(counted.counts(), "cpu", 1) is None and accuracy.share(None, "cpu", 1) is None
+    counted.stop()
+
+
+def test_without_a_gradient_more_steps_change_nothing_and_are_not_taken(tmp_path):
+    """All of the adapter's input dropped out: the watch stops at step 5 whatever was asked for; without it, 32 steps end where 8 do, to the last digit."""
+    ends = {}
+    for steps in (8, 32):
+        watch, trainer = trained(tmp_path / f"watched-{steps}", model_of(lora_dropout=1.0), max_steps=steps)
+        assert watch.dead and trainer.state.global_step == 5 and watch.finding["cause"] == "no gradient"
+        trainer.remove_callback(watch)
+        trainer.train()
+        assert trainer.state.global_step == steps and all(h["grad_norm"] == 0 for h in trainer.state.log_history if "grad_norm" in h)
+        ends[steps] = trainer.evaluate()["eval_loss"]
+    assert ends[8] == ends[32]
 
 
 def test_few_logs_do_not_hide_a_missing_gradient(tmp_path):

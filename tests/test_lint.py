@@ -134,6 +134,17 @@ CASES = [
     ("missing-file", {"datasets": [ENTRY | {"path": "./rows"}]}, {"datasets": [ENTRY | {"path": "org/rows"}]}),
     ("bad-waiver", {"x_waive": {"no-sead": "why"}}, {"x_waive": {"no-seed": "why"}}),
     ("bad-waiver", {"x_waive": {"no-seed": " "}}, {"x_waive": {}}),
+    ("bad-refusal", {"x_refused": {"no-sead": "why"}}, {"seed": GONE, "x_refused": {"no-seed": "why"}}),
+    ("bad-refusal", {"seed": GONE, "x_refused": {"no-seed": " "}}, {"x_refused": {}}),
+    ("bad-refusal", {"x_refused": {"no-seed": "it finds nothing here"}}, {"x_refused": None}),
+    ("no-gradient", {"lora_dropout": 1.0}, {"lora_dropout": 0.99}),
+    ("no-gradient", {"lora_alpha": 0}, {"lora_alpha": 1}),
+    ("no-gradient", {"learning_rate": 0}, {"learning_rate": 1e-9}),
+    (
+        "no-gradient",
+        {"lora_target_modules": ["q_proj", "lm_head"], "liger_fused_linear_cross_entropy": True},
+        {"lora_target_modules": ["q_proj", "lm_head"], "liger_fused_linear_cross_entropy": False},
+    ),
     ("undertrained", {"max_steps": 4}, {"max_steps": 5}),
     ("undertrained", {"num_epochs": 0.5}, {"num_epochs": 1}),
     (
@@ -484,10 +495,11 @@ def test_a_recipe_elsewhere_is_told_from_where_its_files_are_seen(here, monkeypa
 
 
 def test_all_recipes_of_the_repository_are_clean_and_quickly_so():
-    """As `make lint` runs: every recipe, nothing heavy imported, nothing said but the summary. (Its second is in `make bench`.)"""
+    """As `make lint` runs: every recipe, nothing heavy imported, nothing said but notes, what is there to be refused, and the summary. (Its second is in `make bench`.)"""
     code = "import sys; from scripts import lint; code = lint.main(['--strict']); print(*(m for m in ('torch', 'axolotl', 'numpy', 'jinja2') if m in sys.modules)); sys.exit(code)"
     result = run(sys.executable, "-c", code)
-    assert result.returncode == 0 and len(result.stdout.splitlines()) == 2 and result.stdout.endswith("\n\n"), result.stdout + result.stderr
+    assert result.returncode == 0 and result.stdout.endswith("\n\n"), result.stdout + result.stderr
+    assert all(": note " in line or ": refused " in line for line in result.stdout.splitlines()[:-2]), result.stdout
 
 
 # --- what no one would write ---
@@ -568,6 +580,7 @@ INSIDE = {
     + [[ENTRY | {k: v}] for v in VALUES for k in ("roles", "field_messages", "shards", "message_property_mappings")],
     "x_hardware": [{"gpu": v} for v in VALUES] + [{"count": v} for v in VALUES],
     "x_waive": [{"no-seed": v} for v in VALUES],
+    "x_refused": [{"no-seed": v} for v in VALUES],
     "special_tokens": [{"pad_token": v} for v in VALUES],
     "lr_scheduler_kwargs": [{k: v} for v in VALUES for k in ("power", "num_cycles", "lr_end", "num_decay_steps", "num_stable_steps")],
     "deepspeed": [{"zero_optimization": v} for v in VALUES] + [{"zero_optimization": {"stage": v}} for v in VALUES],
@@ -615,6 +628,34 @@ def test_any_bytes_may_stand_in_a_dataset(here, content, suffix):
 def test_crlf_rows_are_rows(here):
     Path("d.jsonl").write_bytes(b"\r\n".join(json.dumps(row(n)).encode() for n in range(40)))
     assert findings({"datasets": [ENTRY | {"path": "d.jsonl"}]}) == []
+
+
+def test_a_recipe_that_is_there_to_be_refused(here, capsys):
+    """Among others it fails nothing and is not mended; named itself it is refused; and what it no longer shows is an error."""
+    cfg = {"max_steps": 1, "evals_per_epoch": GONE, "eval_strategy": "epoch", "x_refused": {"undertrained": "it shows this"}}
+    findings(cfg, "rs/r.yml")
+    capsys.readouterr()
+    assert [lint.main(["rs", "--strict"]), lint.main(["rs/r.yml"]), lint.main(["rs", "rs/r.yml"])] == [0, 1, 1]
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert re.fullmatch(r"rs/r.yml:\d+: refused undertrained: 1 steps × 8 sequences see 20.0% of 40 rows; as it should be: it shows this", first)
+    assert second == "lint        1 recipe: 0 errors, 0 warnings, 1 refused as they should be"
+    findings(cfg | {"max_steps": GONE}, "rs/r.yml")
+    assert lint.main(["rs"]) == 1 and "error bad-refusal: undertrained finds nothing here" in capsys.readouterr().out
+    findings({"seed": GONE, "x_refused": {"no-seed": "it shows this"}}, "rs/r.yml")
+    before = Path("rs/r.yml").read_text()
+    assert lint.main(["rs", "--fix"]) == 0 and Path("rs/r.yml").read_text() == before
+
+
+def test_a_slice_of_a_hub_set_says_how_many_rows_it_has(here):
+    def seen(split, **more):
+        found = findings({"datasets": [{"path": "org/more", "type": "chat_template", "split": split}], "max_steps": 100, **more})
+        (note,) = (f for f in found if f["level"] == "note")
+        return [f["message"] for f in found if f["rule"] == "undertrained"], "undertrained" in note["fix"]
+
+    assert seen("train[:45000]") == (["100 steps × 8 sequences see 1.8% of 45,000 rows"], False)
+    assert seen("train[44800:45000]") == ([], False)
+    assert seen("train[:50%]") == seen("train[:-5]") == seen("train") == ([], True)
+    assert seen("train[:45000]", sample_packing=True) == ([], True), "how long they are is not known"
 
 
 def test_what_cannot_be_counted_is_not_counted(here):

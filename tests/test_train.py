@@ -139,6 +139,27 @@ def test_a_run_that_stopped_short_is_not_done(tmp_path):
         train.finished(tmp_path)
 
 
+def test_a_run_that_early_stopping_ended_is_done_and_its_best_checkpoint_is_the_result(tmp_path):
+    """Patience 2, run out at step 75 of 100; the best was at 25. Interrupted at step 75 it would not be done."""
+    callback = {"args": {"early_stopping_patience": 2}, "attributes": {"early_stopping_patience_counter": 2}}
+    last = {"global_step": 75, "max_steps": 100, "best_model_checkpoint": "outputs/x/training/checkpoint-25"}
+    for step, weight in ((25, "best"), (75, "last")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
+            (folder / name).write_text(weight if "model" in name else "same")
+    for source in (25, 75):
+        (tmp_path / "checkpoint-75/trainer_state.json").write_text(json.dumps(last | {"stateful_callbacks": {"EarlyStoppingCallback": callback}}))
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
+            shutil.copy(tmp_path / f"checkpoint-{source}" / name, tmp_path)
+        assert train.finished(tmp_path)["global_step"] == 75 and train.stands(tmp_path)
+    callback["attributes"]["early_stopping_patience_counter"] = 1
+    (tmp_path / "checkpoint-75/trainer_state.json").write_text(json.dumps(last | {"stateful_callbacks": {"EarlyStoppingCallback": callback}}))
+    with pytest.raises(ValueError, match="stopped at step 75 of 100"):
+        train.finished(tmp_path)
+    assert not train.stands(tmp_path) and (tmp_path / "checkpoint-75").exists()
+
+
 def test_an_adapter_that_learned_nothing_is_refused(chain, tmp_path):
     from safetensors.torch import load_file, save_file
 

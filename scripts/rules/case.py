@@ -103,7 +103,10 @@ def counted(c):
                 unseen.append((key, i, path))
     train = [(c.cfg["datasets"][at[1]], view) for at, is_eval, view in c.views if not is_eval]
     rows_seen = sum(view["count"] // max(1, spec.get("shards") or 1) for spec, view in train)
-    c.rows = None if missing or any(key == "datasets" for key, *_ in unseen) or not rows_seen else rows_seen
+    # Of a slice on the hub the rows are known, but not how long they are.
+    hub = [data.sliced(c.cfg[key][i]) for key, i, _ in unseen if key == "datasets"]
+    known = not missing and (not hub or all(hub) and not c.cfg.get("sample_packing"))
+    c.rows = rows_seen + sum(hub) if known and (rows_seen or hub) else None
     share = c.cfg.get("val_set_size") or 0
     c.rows = c.rows and max(1, int(c.rows - (share if share >= 1 else share * c.rows)))  # what is held out is not trained on
     lengths = [data.tokens(turns) for _, view in train for _, turns in view["rows"]] if c.cfg.get("sample_packing") else []
@@ -129,6 +132,7 @@ def blind(c, unseen, missing):
     if unseen:
         shown = ", ".join(path for *_, path in unseen[:3]) + " …" * (len(unseen) > 3)
         what = f"{shown}: on the hub, or in a form that is not read here"
-        c.note(unseen[0][:2], what, ["undertrained", "overtrained", *["tiny-batch"] * bool(c.cfg.get("sample_packing")), *steps, *of(rows)])
+        amount = ["undertrained", "overtrained"] * (not c.rows)
+        c.note(unseen[0][:2], what, [*amount, *["tiny-batch"] * bool(c.cfg.get("sample_packing")), *steps, *of(rows)])
     elif not c.ranks:
         c.note((), "several GPUs, and x_hardware does not say how many", ["undertrained", "overtrained", "tiny-batch", *steps])

@@ -159,3 +159,18 @@ def bad_waiver(c):
             )
         elif not isinstance(reason, str) or not reason.strip():
             yield ("x_waive", name), f"{name} is waived without a reason", "say why; until then it is not waived"
+
+
+def bad_refusal(c):
+    """error | x_refused names no rule, gives no reason, or names one that finds nothing here
+    | a recipe that shows a mistake must go on making it, or it shows nothing | `make lint` over all recipes
+    | `x_refused: {rule: reason}`, or delete it there"""
+    for name, reason in (c.cfg.get("x_refused") or {}).items():
+        near = difflib.get_close_matches(name, c.rule_names, 1)
+        if name not in c.rule_names:
+            todo = f"did you mean {near[0]!r}?" if near else "see the table in recipes/README.md"
+            yield ("x_refused", name), f"no rule is called {name!r}", todo
+        elif not isinstance(reason, str) or not reason.strip():
+            yield ("x_refused", name), f"{name} is refused without a reason", "say what the recipe shows by it"
+        elif name not in c.found:
+            yield ("x_refused", name), f"{name} finds nothing here, so the recipe no longer shows it", "mend the recipe, or delete it there"

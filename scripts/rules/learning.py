@@ -18,6 +18,22 @@ def undertrained(c):
         yield "max_steps" if limited else "num_epochs", seen, todo if limited else "num_epochs: 1 or more"
 
 
+def no_gradient(c):
+    """error | an adapter that no gradient can reach: `lora_dropout: 1`, `lora_alpha: 0`, `learning_rate: 0`, or `lm_head` under a loss that reads the head's frozen weight
+    | at any number of steps nothing changes | tried with Axolotl 0.21, undertrained-dead-nano.yml; liger_kernel/transformers/model/llama.py
+    | `lora_dropout: 0.05`, `lora_alpha` of half to twice `lora_r`; lm_head out of the targets"""
+    cfg, targets = c.cfg, c.cfg.get("lora_target_modules")
+    if c.lora and (cfg.get("lora_dropout") or 0) >= 1:
+        yield "lora_dropout", f"lora_dropout {cfg['lora_dropout']:g} makes the adapter's input zero", "lora_dropout: 0.05"
+    if c.lora and cfg.get("lora_alpha") == 0:
+        yield "lora_alpha", "lora_alpha 0 makes the adapter's output zero", f"lora_alpha: {cfg.get('lora_r') or 16}"
+    if cfg.get("learning_rate") == 0:
+        yield "learning_rate", "a learning rate of 0 changes nothing", "begin with 2e-4 for an adapter, 1e-5 for all weights"
+    if c.lora and cfg.get("liger_fused_linear_cross_entropy") and "lm_head" in (targets if isinstance(targets, list) else []):
+        what = "liger_fused_linear_cross_entropy reads lm_head's frozen weight, past its adapter"
+        yield "lora_target_modules", what, "liger_fused_linear_cross_entropy: false, or lm_head out of the targets"
+
+
 def overtrained(c):
     """warning | more than 5 epochs over fewer than 5,000 rows | a small set is learned by heart, and the model forgets how to say anything else
     | a run of 35 epochs over 496 rows, which hallucinated | 2 or 3 epochs, more rows, or the checkpoint with the lowest eval loss"""

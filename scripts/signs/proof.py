@@ -13,7 +13,8 @@ GRADIENT = {
     "labels": "every label masked (-100): roles_to_train, train_on_eot, train_on_inputs and the chat template (`make xray` shows what carries the loss)",
     "reentrant": "gradient_checkpointing: true that cuts the graph: it needs gradient_checkpointing_kwargs: {use_reentrant: false}, "
     "or enable_input_require_grads() on the model",
-    "adapter": "an adapter that is frozen or not attached: lora_target_linear: true, or lora_target_modules that name modules of this base",
+    "adapter": "an adapter that is frozen, not attached, or multiplied by 0: lora_target_linear: true, or lora_target_modules that name modules of this base; "
+    "lora_dropout below 1, lora_alpha above 0",
     "detached": "a loss that a plug-in, a custom trainer or torch.no_grad() detaches from the graph",
     "repack": "on a CPU, 4-bit weights that bitsandbytes repacks at an evaluation: plugins: [scripts.cpu.CpuPlugin]",
 }
