@@ -59,9 +59,8 @@ LLAMA_CPP_VERSION := 0.3.36
 # The newest with a llama-server beside it, and the last with the engine inside.
 OLLAMA_TESTED := 0.34.2 0.24.0
 OLLAMA_VERSION ?= $(firstword $(OLLAMA_TESTED))
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS TO OLLAMA_REGISTRY Q XDG_CACHE_HOME
+export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP KEY TASKS TO OLLAMA_REGISTRY Q UNTIL XDG_CACHE_HOME
 override Q := $(value Q)# a question may hold a $
-export BASE GPUS QUANT NNODES NODE_RANK MASTER ASK FORCE DEBUG KEEP TASKS UNTIL XDG_CACHE_HOME
 
 nothing :=
 NAME := $(RECIPE)$(subst $(nothing) ,,$(foreach change,$(SET),+$(change)))
