@@ -25,7 +25,7 @@ CORPUS = [
     " leading and trailing blanks ",
     "   three   runs    of     blanks      ",
     "tabs\tand\t\ttabs",
-    "lines\n\n\nand\r\nreturns\n",
+    "lines\n\n\nand\r\nreturns\n\n1. numbered\n\n   22. indented",
     "naïve café, Ærøskøbing, Ελληνικά, Русский, العربية, हिन्दी, 日本語, 한국어",
     "🏴‍☠️ 🦜 👩‍👩‍👧 é (e + combining acute: é) ﬁ ½ №",
     'def f(x: int) -> str:\n    return f"{x:>08.2f}"  # comment\n\n\nclass A:\n\tpass\n',

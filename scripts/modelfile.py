@@ -26,12 +26,19 @@ def chosen_gguf(folder):
     return path
 
 
+def added_bos(merged, tokenizer):
+    """The BOS that a server puts before a prompt because the tokenizer does, or None: SmolLM2's, <|im_start|>, only begins the turns."""
+    bos = tokenizer.get("bos_token")
+    bos = bos["content"] if isinstance(bos, dict) else bos
+    processor = json.loads((merged / "tokenizer.json").read_text(encoding="utf-8")).get("post_processor")
+    return bos if bos and json.dumps(bos) in json.dumps(processor) else None
+
+
 def faults(path, found, cfg, merged):
     """Everything in the Modelfile that parts from the training: a list of sentences."""
     tokenizer = json.loads((merged / "tokenizer_config.json").read_text())
     context = json.loads((merged / "config.json").read_text())["max_position_embeddings"]
-    bos = tokenizer.get("bos_token")
-    bos = bos["content"] if isinstance(bos, dict) else bos
+    bos = added_bos(merged, tokenizer)
     wrong = [
         f"no {word.upper()}; a model without one is not served as it was trained" for word in ("from", "template") if not found.get(word)
     ]

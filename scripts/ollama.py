@@ -88,6 +88,7 @@ def messages(system, turns):
 
 def prove_prompts(url, model, tokenizer, system):
     """Rendered text and token count of every conversation of the matrix, against the template that training saved."""
+    bos = tokenizer.bos_token if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else ""  # the server adds what the tokenizer adds
     for own, turns in MATRIX:
         sent = messages(own, turns)
         trained = tokenizer.apply_chat_template(messages(system if own is None else own, turns), tokenize=False, add_generation_prompt=True)
@@ -95,9 +96,9 @@ def prove_prompts(url, model, tokenizer, system):
         seen = call(url, "/api/chat", {"model": model, "messages": sent, "stream": False, "_debug_render_only": True})["_debug_info"][
             "rendered_template"
         ]
-        if tokenizer.bos_token + seen != trained:
+        if bos + seen != trained:
             raise ValueError(
-                f"Ollama renders {seen!r}, training {trained.removeprefix(tokenizer.bos_token)!r}: the Modelfile's TEMPLATE and the recipe's chat template differ"
+                f"Ollama renders {seen!r}, training {trained.removeprefix(bos)!r}: the Modelfile's TEMPLATE and the recipe's chat template differ"
             )
         counted = call(url, "/api/chat", {"model": model, "messages": sent, "stream": False, "options": {"num_predict": 1}})[
             "prompt_eval_count"

@@ -76,3 +76,26 @@ def test_one_rank_goes_without_deepspeed_and_two_with_it(monkeypatch):
         cfg = {"deepspeed": "x.json"}
         cpu.CpuPlugin().register(cfg)
         assert cfg["deepspeed"] == deepspeed and torch.cuda.can_device_access_peer(0, 1) is False
+
+
+def test_beside_an_apple_gpu_only_deepspeed_goes(monkeypatch):
+    """Played: there is no such machine here. What the plug-in leaves alone is what Axolotl and accelerate choose by themselves."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    plugin, cfg = cpu.CpuPlugin(), {"deepspeed": "x.json", "load_in_4bit": True}
+    untouched = dict(os.environ), torch.cuda.can_device_access_peer
+    plugin.register(cfg)
+    plugin.load_datasets(cfg)
+    plugin.post_model_load(cfg, None)
+    assert cfg == {"deepspeed": None, "load_in_4bit": True} and (dict(os.environ), torch.cuda.can_device_access_peer) == untouched
+
+
+def test_it_needs_no_bitsandbytes_where_nothing_is_quantized(monkeypatch):
+    """On a Mac Axolotl does not bring it."""
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    cpu.CpuPlugin().post_model_load({"load_in_4bit": False}, None)
+    with pytest.raises(ImportError):
+        cpu.CpuPlugin().post_model_load({"load_in_4bit": True}, None)

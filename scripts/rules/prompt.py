@@ -30,6 +30,11 @@ def chat_template(c):
     return known | {"end": c.base.get("eos") if end == "eos_token" else end, "tokens": [*known["tokens"], *eos]}
 
 
+def beginnings(c):
+    """Tokens that a server puts before a prompt; not a BOS with which the chat template begins each turn (SmolLM2's <|im_start|>)."""
+    return BOS | ({c.base.get("bos")} - set((c.template or {}).get("tokens") or []))
+
+
 def eot_untrained(c):
     """error | an adapter teaches a base (not an instruct) model a template whose end of turn it never saw, without training embeddings
     | the token's row in embedding and head is as it was initialized, so replies may not end | Llama 3's reserved tokens; Axolotl's docs on new tokens
@@ -57,9 +62,8 @@ def pad_is_eos(c):
     if pad and pad in ends:
         later = re.search(r"3[.][1-9]", base.get("name") or "")  # Llama 3.1 and on have a token for it
         llama = "<|finetune_right_pad_id|>" if later else "<|reserved_special_token_0|>"
-        spare = {"llama3": llama, "qwen2": "<|fim_pad|>", "qwen3": "<|fim_pad|>", "llama2": "<unk>", "mistral": "<unk>"}.get(
-            base.get("family"), "…"
-        )
+        spare = {"llama3": llama, "qwen2": "<|fim_pad|>", "qwen3": "<|fim_pad|>", "llama2": "<unk>", "mistral": "<unk>"}
+        spare = (spare | {"smollm2": "<|endoftext|>"}).get(base.get("family"), "…")
         why = "" if special.get("pad_token") or base.get("pad") else ": the tokenizer has no pad token, so Axolotl takes EOS"
         yield "special_tokens", f"{pad} both pads and ends{why}", f"special_tokens: {{pad_token: {spare}}}, a token that nothing else uses"
 
@@ -70,8 +74,7 @@ def template_mismatch(c):
     | make TEMPLATE and stops say what the chat template says"""
     if not c.template or not c.modelfile.get("template"):
         return
-    beginnings = BOS | {c.base.get("bos")}
-    ours, theirs = set(c.template["tokens"]) - beginnings, set(TOKEN.findall(c.modelfile["template"])) - beginnings
+    ours, theirs = (set(found) - beginnings(c) for found in (c.template["tokens"], TOKEN.findall(c.modelfile["template"])))
     parts = [f"{c.modelfile_path} lacks {', '.join(sorted(ours - theirs))}"] * bool(ours - theirs)
     parts += [f"{c.modelfile_path} writes {', '.join(sorted(theirs - ours))}, which training does not"] * bool(theirs - ours)
     if parts:
@@ -88,7 +91,7 @@ def template_mismatch(c):
 def bos_in_template(c):
     """error | the Modelfile's TEMPLATE writes the BOS token | Ollama adds it too: two in a row, which no training row had
     | Ollama's server adds BOS when it tokenizes | delete it from TEMPLATE"""
-    written = set(TOKEN.findall(c.modelfile.get("template") or "")) & (BOS | {c.base.get("bos")})
+    written = set(TOKEN.findall(c.modelfile.get("template") or "")) & beginnings(c)
     for bos in sorted(written):
         lines = Path(c.modelfile_path).read_text(encoding="utf-8").splitlines()
         line = next((n for n, text in enumerate(lines, 1) if bos in text and not text.startswith("#")), 1)
