@@ -1,7 +1,7 @@
 """Datasets: JSONL rows of chat messages, read with the file and line of whatever is wrong.
 
 A row is `{"id": str, "kind": str, "messages": [{"role": "system|user|assistant", "content": str}, …]}`;
-Axolotl's `type: chat_template` reads `messages` and leaves the rest alone.
+Axolotl's `type: chat_template` reads `messages` and leaves the rest alone. ShareGPT's `"conversations": [{"from": "human|gpt", "value": str}, …]` are read as those.
 """
 
 import bisect
@@ -35,6 +35,7 @@ def read(path):
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both
             faults.append(f"{path}:{number}: not JSON ({error}); mend or delete the line")
             continue
+        row = standard(row)
         if fault := row_fault(row):
             faults.append(f"{path}:{number}: {fault}")
         rows.append(row)
@@ -46,11 +47,31 @@ def read(path):
     return rows
 
 
+def standard(row):
+    """A row in ShareGPT's form with `messages` in place of `conversations`; any other as it is."""
+    if not isinstance(row, dict) or "messages" in row or not (turns := chat(row, {})[1]):
+        return row
+    return {k: v for k, v in row.items() if k != "conversations"} | {"messages": [{"role": r, "content": text} for r, text in turns]}
+
+
+def sliced(rows, split):
+    """The rows that a `split` such as train[:400] or train[-10%:] names, in datasets' syntax; all of them where it names no slice."""
+    found = re.fullmatch(r"\w+\[(-?\d{1,9}%?)?:(-?\d{1,9}%?)?\]", str(split))
+    ends = found.groups() if found else (None, None)
+    return rows[slice(*(e and (round(int(e[:-1]) * len(rows) / 100) if e[-1] == "%" else int(e)) for e in ends))]
+
+
+def count(entries, paths):
+    """How many rows a recipe's entries name, slices as such; None unless all lie at `paths`, those of local files, which are read and proven."""
+    sizes = [len(sliced(read(e["path"]), e.get("split"))) for e in entries or [] if Path(e["path"]) in paths]
+    return sum(sizes) if len(sizes) == len(entries or []) else None
+
+
 def row_fault(row):
     """What is wrong with a row, or None."""
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list) or not messages:
-        return "`messages` must be a list of {role, content}"
+        return "`messages` must be a list of {role, content}, or `conversations` of {from, value}"
     before = None
     for n, message in enumerate(messages, 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
@@ -91,6 +112,7 @@ def view(path, spec):
     elif path.suffix == ".txt":
         lines = [{"text": line.decode(errors="replace")} for line in lines if line.strip()]
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line and (not isinstance(line, bytes) or line.strip())]
+    numbered = sliced(numbered, spec.get("split"))
     found["count"] = len(numbered)
     for number, line in islice(numbered, LOOK_AT):
         try:
@@ -107,7 +129,7 @@ def view(path, spec):
     return found
 
 
-def sliced(spec):
+def named(spec):
     """Rows of a dataset entry whose `split` says so itself, as `train[:45000]` and `train[100:200]` do: 45,000 and 100. None for any other."""
     found = re.fullmatch(r"\w+\[(\d*):(\d+)\]", str(spec.get("split")))
     return max(0, int(found[2]) - int(found[1] or 0)) or None if found else None
@@ -130,12 +152,8 @@ def conversation(row, spec):
     if kind.startswith(("chat_template", "sharegpt")) and not spec.get("field_chosen") and "." not in kind:
         return chat(row, spec)
     if kind.startswith(("completion", "pretrain")):
-        text = row.get(spec.get("field") or "text")
-        return (
-            ("text", [("assistant", text)], None)
-            if isinstance(text, str)
-            else (None, None, f"no field {spec.get('field') or 'text'!r} with a text")
-        )
+        text, field = row.get(spec.get("field") or "text"), spec.get("field") or "text"
+        return ("text", [("assistant", text)], None) if isinstance(text, str) else (None, None, f"no field {field!r} with a text")
     if kind.startswith(("alpaca", "gpteacher", "explainchoice", "concisechoice", "summarizetldr", "reflection")) and "output" in row:
         asked = "\n".join(str(row[k]) for k in ("instruction", "input") if row.get(k))
         return "pair", [("user", asked), ("assistant", str(row["output"] or ""))], None

@@ -155,6 +155,7 @@ class Watch(TrainerCallback):
             "rows": rows,
             "trainable": sum(getattr(p, "ds_numel", p.numel()) for p in self.trainer.model.parameters() if p.requires_grad),
             "resumed_from": self.first,
+            "base_memory_gib": round(memory(self.pace.gpu, now=True) / 2**30, 3),  # the model stands, no step has been made
             "device": torch.cuda.get_device_name(args.device) if self.pace.gpu else "cpu",
         }
 

@@ -29,7 +29,7 @@ def lengths(cfg, base, name, rows=None):
         for spec in cfg.get(key) or []:
             path = Path(str(spec.get("path")))
             view = data.view(str(path), json.dumps(spec, default=str)) if path.is_file() else {"rows": [], "count": 0}
-            named = rows if rows and kind == "train" else data.sliced(spec)
+            named = rows if rows and kind == "train" else data.named(spec)
             if not view["rows"] and named:
                 found[kind] += [int(cfg.get("sequence_len") or 512) // 4] * named
             elif not view["rows"]:

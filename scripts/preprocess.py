@@ -37,6 +37,12 @@ def refuse_base(cfg):
         raise ValueError(f"{base}: not in the local hub cache and the hub is out of reach; connect, or give BASE=a/local/folder") from None
 
 
+def named(cfg):
+    """How many rows the recipe names, for training and evaluation; None where some are on the hub. Every local file is read, and its faults raised."""
+    counts = [data.count(cfg.get(key), paths) for key, paths in zip(("datasets", "test_datasets"), recipe.datasets(cfg))]
+    return None if None in counts else sum(counts)
+
+
 def learned(prepared, cfg, tokenizer):
     """Counts over the prepared rows: {rows, tokens, trained_tokens, longest, rows_without_reply, rows_without_end}."""
     import numpy as np
@@ -63,7 +69,7 @@ def main(argv):
         return 2
     name, folder = argv[0], Path("outputs", argv[0])
     cfg = recipe.read(folder / "recipe.yml")
-    rows = sum(len(data.read(p)) for p in [*recipe.datasets(cfg)[0], *recipe.datasets(cfg)[1]])
+    rows = named(cfg)
     refuse_base(cfg)
     with files.fresh(folder / "prepared", stamp=folder / "preprocess.json") as tmp:
         # `axolotl preprocess` from -c: `datasets` saves in spawned workers, and each would import a main module that has a file (20 s).

@@ -213,6 +213,10 @@ def results(folder, last):
     for key in ("tokens_per_s", "step_s"):
         if known := [row[key] for row in run["rows"] if key in row]:
             figures[key] = statistics.median(known)
+    bases = [line["run"]["base_memory_gib"] for line in lines.read(folder / "health.jsonl") if "base_memory_gib" in line.get("run", {})]
+    if bases:  # what lies between the two is what training added
+        peak = max((row["memory_gib"] for row in run["rows"] if "memory_gib" in row), default=bases[-1])
+        figures |= {"base_memory_gib": bases[-1], "peak_memory_gib": max(peak, bases[-1])}
     judged = causes.judge({**run, "ended": True})
     return figures | {"verdict": judged["verdict"]}, judged["findings"]
 

@@ -172,7 +172,7 @@ def look(folder):
     sets = [load(path, tokenizer.convert_tokens_to_ids(turn_ends)) for path in paths]
     figures = {"recipe": folder.name, "base": str(cfg["base_model"]), "sequence_len": limit, "turn_ends": turn_ends, "evaluation": None}
     for which, key, sources, rows in zip(["training", "evaluation"], ["datasets", "test_datasets"], recipe.datasets(cfg), sets):
-        in_files = sum(len(data.read(p)) for p in sources) if sources and len(sources) == len(cfg[key]) else None
+        in_files = data.count(cfg.get(key), sources) if sources else None
         figures[which], odd[which] = measure(rows, int(cfg.get("eval_sequence_len") or limit) if rows is not sets[0] else limit, in_files)
         for reason in [r for r, some in odd[which].items() if r.startswith("no ") and len(some) == len(rows)]:
             raise ValueError(f"{folder}/recipe.yml: {reason} in any {which} row; check roles_to_train, train_on_eot and eot_tokens")

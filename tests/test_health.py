@@ -83,6 +83,7 @@ def test_a_healthy_run_says_nothing_and_leaves_a_whole_record(ward):
     assert "health: " not in (folder / "logs/train.log").read_text()
     first, *rest, end = lines.read(folder / "health.jsonl")
     assert first["run"] | {"began": 0} == first["run"] | {"began": 0, "steps": 12, "epochs": 1.0, "ranks": 1, "global_batch": 8, "rows": 96}
+    assert 0.3 < first["run"]["base_memory_gib"] < 8
     assert first["run"]["trainable"] == 933888 and first["run"]["resumed_from"] == 0 and first["run"]["device"] == "cpu"
     logged = [line for line in rest if "loss" in line]
     assert [line["step"] for line in logged] == list(range(1, 13))
@@ -100,6 +101,8 @@ def test_a_healthy_run_says_nothing_and_leaves_a_whole_record(ward):
     assert end["end"]["verdict"] == "healthy" and end["end"]["step"] == 12
     assert end["end"]["own_s"] <= 0.01 * end["end"]["seconds"], end  # the watch costs less than 1 % of the training
     figures = receipt.read(folder / "train.json")["figures"]
+    assert figures["base_memory_gib"] == first["run"]["base_memory_gib"] < figures["peak_memory_gib"]
+    assert figures["peak_memory_gib"] == max(line["memory_gib"] for line in logged)
     assert figures["verdict"] == "healthy" and figures["step_s"] == statistics.median(line["step_s"] for line in logged)
 
 

@@ -51,6 +51,19 @@ def test_published_speed_lies_within(point):
     assert low <= point["tokens_s"] <= high, (low, high)
 
 
+# The FineTome study on a T4 with Unsloth (seed 003, T1 to T4): GB taken as 1e9 bytes, and seconds
+STUDY = {"1b-r16": (2.564, 2594), "1b-r64": (2.955, 2650), "1b-r64-30k": (3.367, 2647), "3b-r64-30k": (4.43, 3515)}
+
+
+@pytest.mark.parametrize("run", STUDY)
+def test_the_plan_of_the_finetome_study_holds_what_it_measured(run):
+    told = json.loads(room("plan", f"finetome-{run}", "--json").stdout)
+    gib, minutes = STUDY[run][0] * 1e9 / 2**30, STUDY[run][1] / 60
+    assert told["vram_gib"]["low"] <= gib <= told["vram_gib"]["high"] and told["minutes"]["low"] <= minutes <= told["minutes"]["high"]
+    rows = 30_000 if run.endswith("30k") else 10_000  # the slice of the hub's dataset says how many
+    assert told["rows"] == rows and told["tokens_from"].startswith("supposed") and "t4" in told["fits"]
+
+
 def test_the_whole_plan_as_json():
     told = json.loads(room("plan", "pirate", "--gpus", "2", "--price", "2", "--json").stdout)
     assert (

@@ -9,6 +9,41 @@ def test_the_pirates_have_the_same_keys_in_the_same_order():
     assert keys[0] == keys[1]
 
 
+RUNS = {
+    "1b-r16": ("1B", 16, 10_000, 600),
+    "1b-r64": ("1B", 64, 10_000, 600),
+    "1b-r64-30k": ("1B", 64, 30_000, 600),
+    "3b-r64-30k": ("3B", 64, 30_000, 400),
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_finetome_recipes_are_the_study_and_its_proportions(run):
+    """What sets the runs apart is base, rank, rows and steps; the nano twin has the same keys, and a quarter of the steps on rows in the ratio 1 to 3."""
+    full, nano = (recipe.read(f"recipes/finetome-{run}{kind}.yml") for kind in ("", "-nano"))
+    assert [k for k in full if k != "x_waive"] == [k for k in nano if k != "x_waive"]
+    size, rank, rows, steps = RUNS[run]
+    assert full["base_model"] == f"unsloth/Llama-3.2-{size}-Instruct"
+    assert nano["base_model"] == "outputs/nano/finetome" + "-large" * (size == "3B")
+    for cfg, scale in ((full, 1), (nano, 25)):
+        assert (cfg["lora_r"], cfg["lora_alpha"]) == (rank, rank) and cfg["datasets"][0]["split"] == f"train[:{rows // scale}]"
+        assert (cfg["micro_batch_size"], cfg["gradient_accumulation_steps"]) == (2, 4) and cfg["export"]["quantize"][0] == "Q8_0"
+    assert (full["max_steps"], nano["max_steps"]) == (steps, steps // 4)
+    first = recipe.read("recipes/finetome-1b-r16.yml")
+    apart = {
+        "base_model",
+        "lora_r",
+        "lora_alpha",
+        "datasets",
+        "dataset_prepared_path",
+        "output_dir",
+        "max_steps",
+        "eval_steps",
+        "save_steps",
+    }
+    assert {k for k in full if full[k] != first[k]} <= apart
+
+
 def test_the_recipe_is_what_the_run_it_is_modelled_on_was():
     r = recipe.read("recipes/pirate.yml")
     assert (r["adapter"], r["lora_r"], r["lora_alpha"], r["lora_dropout"], r["num_epochs"], float(r["learning_rate"])) == (

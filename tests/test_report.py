@@ -332,11 +332,13 @@ def test_a_prediction_is_held_to_the_recipe_that_was_run(plain):
 
 
 def test_a_gpu_run_shows_what_the_gpu_reserved(plain):
-    figures = read(OUT / "train.json")["figures"] | {"gpu_memory_gib": 28.4, "ranks": 4}
+    figures = read(OUT / "train.json")["figures"] | {"gpu_memory_gib": 28.4, "ranks": 4, "base_memory_gib": 5.9, "peak_memory_gib": 28.4}
     change("train", figures=figures, machine={"cpu": "x", "cores": 64, "ram_gib": 500.0, "gpus": ["NVIDIA A100-SXM4-80GB"] * 8})
     found = gather.run(NAME)
     line = book.line(found, {"minutes": {"expected": 3.0}, "vram_gib": {"expected": 9.0, "parts": {"runtime": 1.2}}, "rows": 7})
     assert (line["machine"], line["peak_memory_gib"], line["predicted_gib"]) == ("4 × NVIDIA A100-SXM4-80GB", 28.4, 7.8)
+    split = "reserved on a GPU; 5.90 GiB before the first step, 22.5 GiB more in training"
+    assert ("Peak memory", "28.4 GiB", split) in page.cards(found, line)
     assert "make train RECIPE=pirate-nano GPUS=4" in page.commands(found, line)
 
 

@@ -14,6 +14,25 @@ def test_the_projects_own_data_is_sound():
     assert len(Path("datasets/pirate/ten.jsonl").read_text().splitlines()) == 10
 
 
+def test_what_a_nano_base_is_made_of_is_no_twin_and_must_not_know_the_answers(copy):
+    assert not Path("datasets/finetome/eval-plain.jsonl").exists() and validate.check("finetome")[0] == []
+    held = data.read("datasets/finetome/eval.jsonl")[11]
+    corrupt("datasets/finetome/train-plain.jsonl", 5, lambda r: r.update(messages=held["messages"]))
+    assert ["eval.jsonl:12: its prompt" in f and "train-plain.jsonl:5" in f for f in validate.check("finetome")[0]] == [True]
+
+
+def test_the_finetome_rows_are_mixed_and_in_sharegpts_form():
+    lines = [json.loads(line) for line in Path("datasets/finetome/train.jsonl").read_text().splitlines()]
+    assert len(lines) >= 1200 and all(row.keys() == {"id", "kind", "conversations"} for row in lines)
+    rows = data.read("datasets/finetome/train.jsonl")
+    kinds = {row["kind"] for row in rows}
+    assert (
+        len(kinds) == 12 == len({row["kind"] for row in rows[:100]})
+        and {row["kind"] for row in data.read("datasets/finetome/eval.jsonl")} == kinds
+    )
+    assert 0.15 <= sum(sum(m["role"] == "user" for m in row["messages"]) > 1 for row in rows) / len(rows) <= 0.2
+
+
 def corrupt(path, number, change):
     lines = Path(path).read_text().splitlines()
     row = json.loads(lines[number - 1])

@@ -104,7 +104,7 @@ def counted(c):
     train = [(c.cfg["datasets"][at[1]], view) for at, is_eval, view in c.views if not is_eval]
     rows_seen = sum(view["count"] // max(1, spec.get("shards") or 1) for spec, view in train)
     # Of a slice on the hub the rows are known, but not how long they are.
-    hub = [data.sliced(c.cfg[key][i]) for key, i, _ in unseen if key == "datasets"]
+    hub = [data.named(c.cfg[key][i]) for key, i, _ in unseen if key == "datasets"]
     known = not missing and (not hub or all(hub) and not c.cfg.get("sample_packing"))
     c.rows = rows_seen + sum(hub) if known and (rows_seen or hub) else None
     share = c.cfg.get("val_set_size") or 0

@@ -35,7 +35,8 @@ RECEIPT = {
 RECEIPT |= {"figures": dict, "machine": {"gpus": list}, "commit?": (str, type(None))}
 FIGURES = {  # what reports read of them
     "preprocess": {"rows": NUMBER, "tokens": NUMBER, "trained_tokens?": NUMBER},
-    "train": dict.fromkeys(["steps", "epochs", "ranks", "global_batch", "first_loss", "last_loss"], NUMBER) | {"eval_losses": list},
+    "train": dict.fromkeys(["steps", "epochs", "ranks", "global_batch", "first_loss", "last_loss"], NUMBER)
+    | {"eval_losses": list, "base_memory_gib?": NUMBER, "peak_memory_gib?": NUMBER},
     "gguf": {EACH: NUMBER},
     "modelfile": {"from?": str},
     "score": {"stages": {EACH: dict}, "tasks?": {EACH: {EACH: NUMBER}}},

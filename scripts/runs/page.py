@@ -70,6 +70,8 @@ def cards(found, row):
     shown.append(("Score", " → ".join(words.share(f["mean"]) for _, f in kept) or DASH, ranges or "not scored"))
     shown.append(("Time", *spent(found, row, made)))
     kind = "reserved on a GPU" if made.get("gpu_memory_gib") else "resident set"
+    if before := made.get("base_memory_gib"):
+        kind += f"; {words.gib(before)} before the first step, {words.gib(made.get('peak_memory_gib', before) - before)} more in training"
     shown.append(("Peak memory", known(row["peak_memory_gib"], words.gib), kind if row["peak_memory_gib"] else "not recorded"))
     shown.append(("Steps", known(row["steps"], "{:,}".format), known(row["epochs"], "{:.2f} epochs".format, "")))
     return [*shown, ("Adapter", known(row["lora_r"], "r {}".format), known(row["lora_alpha"], "alpha {}".format, ""))]

@@ -75,10 +75,10 @@ def stamp(gpu):
     return event
 
 
-def memory(gpu):
-    """Bytes: the most that this rank's GPU has reserved; without a GPU the process's resident set as it is now."""
+def memory(gpu, now=False):
+    """Bytes: the most that this rank's GPU has reserved, or what it has reserved now; without a GPU the process's resident set as it is now."""
     if gpu:
-        return torch.cuda.max_memory_reserved()
+        return torch.cuda.memory_reserved() if now else torch.cuda.max_memory_reserved()
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # no Linux: the peak
