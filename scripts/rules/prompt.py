@@ -35,11 +35,6 @@ def beginnings(c):
     return BOS | ({c.base.get("bos")} - set((c.template or {}).get("tokens") or []))
 
 
-def beginnings(c):
-    """Tokens that a server puts before a prompt; not a BOS with which the chat template begins each turn (SmolLM2's <|im_start|>)."""
-    return BOS | ({c.base.get("bos")} - set((c.template or {}).get("tokens") or []))
-
-
 def eot_untrained(c):
     """error | an adapter teaches a base (not an instruct) model a template whose end of turn it never saw, without training embeddings
     | the token's row in embedding and head is as it was initialized, so replies may not end | Llama 3's reserved tokens; Axolotl's docs on new tokens
