@@ -38,6 +38,7 @@ PORT ?=
 RUNS ?=
 STAGES ?=
 BY ?=
+JOBS ?=
 UNTIL ?=
 TASKS ?=
 SAMPLE ?=
@@ -99,7 +100,7 @@ trained_from = $(if $(findstring +x_strength=,$1),$(call scaled_from,$1),outputs
 STRONGER := $(OUT)+x_strength=$(BY)/train.json
 SOURCE := outputs/$(call unscaled,$(NAME))/train.json
 # A nano recipe names its nano base: pirate-nano+seed=1 stands on outputs/nano/pirate.
-base_of = $(addsuffix .json,$(if $(findstring -nano,$1),$(shell sed -n 's|^base_model: *\(outputs/nano/[A-Za-z0-9_-]*\).*|\1|p' recipes/$(firstword $(subst +, ,$1)).yml 2>&-)))
+base_of = $(addsuffix .json,$(shell sed -n 's|^base_model: *\(outputs/nano/[A-Za-z0-9_-]*\).*|\1|p' recipes/$(firstword $(subst +, ,$1)).yml 2>&-))
 
 # --- the stages, in their order ---
 # What has a line in `make help` is a command, not a file.
@@ -185,8 +186,8 @@ push: | $(LIGHT) ## publish it, TO=user/name: adapter, merged, GGUF on the hub, 
 fault-test: | $(TRAIN) $(LLAMA_BUILT) ## kill every stage at random moments, a hundred times (half an hour): nothing half-made may pass
 	@$(PY) -m scripts.faults --report
 
-matrix: | $(TRAIN) $(LLAMA_BUILT) ## every nano twin, and what the claims in recipes/facts/claims.yml need, one after another (hours; goes on where it was): reports/README.md
-	@$(PY) -m scripts.matrix
+matrix: | $(TRAIN) $(LLAMA_BUILT) ## every nano twin, and what the claims in recipes/facts/claims.yml need, one to a core (hours; goes on where it was; JOBS=1): reports/README.md
+	@$(PY) -m scripts.matrix $(if $(JOBS),--jobs $(JOBS))
 
 # --- looking and tidying ---
 status: | $(LIGHT) ## which stages of which recipe stand, are stale, are missing
