@@ -191,3 +191,8 @@ def disk(cfg, base):
 def merge_ram(base):
     """GiB at the merge's peak: Axolotl's imports, and twice the largest shard (measured: 2.14 shards of 5 GB; files on the hub have up to 5 GB)."""
     return 1.2 + 2 * min(5e9, parameters(base) * 2) / GIB
+
+
+def allocated(vram):
+    """{"low", "expected", "high"} GiB of a plan's `vram_gib` as PyTorch's allocator counts: the runtime lies beneath it. `low` has none in it."""
+    return {k: gib - (0 if k == "low" else vram["parts"]["runtime"]) for k, gib in vram.items() if k != "parts"}

@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 
 from scripts import data, facts, files, process, receipt, recipe
-from scripts.steps import memory
+from scripts.steps import memory, packing
 
 RUNS, GRID = Path("reports/calibration/runs.jsonl"), Path("reports/calibration/grid.jsonl")
 
@@ -24,7 +24,7 @@ def lengths(cfg, base, name, rows=None):
     made = receipt.read(f"outputs/{name}/preprocess.json") or {}
     tokenizer = base.get("tokenizer") or next(iter(sorted(facts.cache_of(str(cfg["base_model"])).glob("snapshots/*/tokenizer.json"))), None)
     found, replies, total = {"train": [], "eval": []}, 0, 0
-    count = data.counter(tokenizer, base.get("chars_per_token"))
+    count = packing.counter(tokenizer, base.get("chars_per_token"))
     for key, kind in (("datasets", "train"), ("test_datasets", "eval")):
         for spec in cfg.get(key) or []:
             path = Path(str(spec.get("path")))
@@ -78,7 +78,7 @@ def plan(cfg, base, gpu, gpus, sizes, unsure=0.0):
         if gpus != own
         else cfg
     )
-    sequences, an_epoch, efficiency = data.batches(cfg, sizes["train"])
+    sequences, an_epoch, efficiency = packing.batches(cfg, sizes["train"])
     when = recipe.schedule(cfg, len(sizes["train"]), sequences)
     evals = when["epochs"] * float(cfg.get("evals_per_epoch") or 1) if sizes["eval"] else 0
     computed = {"train": an_epoch * when["epochs"], "evals": evals, "longest": max(sizes["train"]), "cores": receipt.machine()["cores"]}

@@ -28,9 +28,7 @@ def entry(made, told):
     line |= {"minutes": round(made["seconds"] / 60, 2), "predicted_minutes": told["minutes"]}
     line |= {"steps": figures["steps"], "predicted_steps": told["steps"]}
     if (space := figures.get("gpu_memory_gib")) and "vram_gib" in told:
-        runtime = told["vram_gib"]["parts"]["runtime"]  # beneath PyTorch's allocator, which does not count it; nor does `low`
-        predicted = {k: round(told["vram_gib"][k] - (runtime if k != "low" else 0), 2) for k in ("low", "expected", "high")}
-        line |= {"gib": space, "predicted_gib": predicted}
+        line |= {"gib": space, "predicted_gib": {k: round(gib, 2) for k, gib in facts.allocated(told["vram_gib"]).items()}}
     return line
 
 

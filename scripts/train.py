@@ -34,20 +34,9 @@ def torchrun(cfg, folder, gpus, nodes):
     """The command, the same for every size of machine: `axolotl train --launcher torchrun` does no more, 15 s of imports later."""
     if nodes > 1 and not os.environ.get("MASTER"):
         raise ValueError(f"NNODES={nodes} without MASTER; give every node the address of node 0: MASTER=10.0.0.1")
-    where = (
-        ["--standalone"]
-        if nodes == 1
-        else [
-            "--nnodes",
-            nodes,
-            "--node_rank",
-            os.environ.get("NODE_RANK") or 0,
-            "--master_addr",
-            os.environ["MASTER"],
-            "--master_port",
-            os.environ.get("MASTER_PORT") or 29500,
-        ]
-    )
+    rank, master, port = os.environ.get("NODE_RANK") or 0, os.environ.get("MASTER"), os.environ.get("MASTER_PORT") or 29500
+    several = ["--nnodes", nodes, "--node_rank", rank, "--master_addr", master, "--master_port", port]
+    where = ["--standalone"] if nodes == 1 else several
     steps = recipe.accumulation(cfg, gpus, nodes)
     return [
         sys.executable,
@@ -91,7 +80,12 @@ def clear_stale(training, key, ranks, keep=True):
         (training.parent / "health.jsonl").unlink(missing_ok=True)  # of another run
     for checkpoint in training.glob("checkpoint-*"):
         optimizer = [*checkpoint.glob("optimizer*"), *checkpoint.glob("global_step*")]  # under DeepSpeed a folder
-        if state(checkpoint) is None or not whole(checkpoint / "adapter_model.safetensors") or not optimizer or not [*checkpoint.glob("rng_state*")]:
+        if (
+            state(checkpoint) is None
+            or not whole(checkpoint / "adapter_model.safetensors")
+            or not optimizer
+            or not [*checkpoint.glob("rng_state*")]
+        ):
             shutil.rmtree(checkpoint)
     if made.get("ranks", ranks) != ranks and list(training.glob("checkpoint-*")):
         raise ValueError(
@@ -144,20 +138,16 @@ def stands(training):
         return False
     last = training / f"checkpoint-{done['global_step']}"
     best = training / Path(done.get("best_model_checkpoint") or last).name
-    kept = [f for f in ADAPTER_FILES if (last / f).exists()]  # all of them: the tokenizer is saved after the weights
-    if kept and any(all(same(training / f, source / f) for f in kept) for source in {last, best}):
+    if any(copied(source, training) for source in {last, best}):
         return True
     shutil.rmtree(last)
     return False
 
 
-def same(one, other):
-    return one.exists() and other.exists() and files.sha256(one) == files.sha256(other)
-
-
-def taken_over(folder):
-    """Whether outputs/NAME/adapter is what lies finished in training/, and not an older one that still stands."""
-    return all(same(folder / "training" / f, folder / "adapter" / f) for f in ADAPTER_FILES if (folder / "training" / f).exists())
+def copied(source, target):
+    """Whether an adapter lies in `source`, and all of its files, byte for byte, in `target`: the tokenizer is saved after the weights."""
+    kept = [f for f in ADAPTER_FILES if (source / f).exists()]
+    return bool(kept) and all((target / f).exists() and files.sha256(target / f) == files.sha256(source / f) for f in kept)
 
 
 def adapter_figures(path):
@@ -234,7 +224,7 @@ def main(argv):
     refuse_dead(folder, key)
     clear_stale(training, key, gpus * nodes, keep=nodes == 1)
     ready = stands(training)
-    if ready and taken_over(folder) and receipt.holds(folder / "train.json", files.sha256):
+    if ready and copied(training, folder / "adapter") and receipt.holds(folder / "train.json", files.sha256):  # and not an older one
         files.sweep(folder / "adapter")
         (folder / "train.json").touch()  # what it was made from was made anew, and is the same
         print("train       stands: made from the same data, base and recipe")

@@ -6,7 +6,7 @@ import pytest
 from conftest import one_line, room, run
 from scripts import data, facts, plan, recipe
 from scripts.runs import published
-from scripts.steps import memory
+from scripts.steps import memory, packing
 from test_snapshot import edit
 
 POINTS = facts.table("published.yml")  # what others have published, and the options that come nearest to theirs
@@ -100,7 +100,7 @@ def test_packing_fills_bins_as_axolotl_does():
     for spread, capacity in ((lambda: rng.randint(20, 400), 2048), (lambda: min(1000, int(rng.expovariate(1 / 150)) + 5), 1024)):
         sizes = [spread() for _ in range(2000)]
         theirs = len(pack_parallel(np.array(sizes), capacity, 100_000, 200, 1, safe_mode=True))
-        assert data.packed(sizes, capacity) == pytest.approx(theirs, rel=0.02)
+        assert packing.packed(sizes, capacity) == pytest.approx(theirs, rel=0.02)
 
 
 def test_savings_are_true():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, one_line, room
-from scripts import data, receipt, recipe, score
+from scripts import data, receipt, recipe
 from scripts.scoring import backends, checks, record, servers, statistics, tasks, weights
 
 ASK = [{"role": "user", "content": "Which city?"}]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from scripts import files, recipe
+from scripts import facts, files, recipe
 from scripts.runs import claims, words
 
 LOG, INDEX = Path("reports/experiments.csv"), Path("reports/README.md")
@@ -111,8 +111,7 @@ def losses(log, done):
 def told_of(told):
     if not told:
         return {}
-    space = told.get("vram_gib")
-    gib = space and space["expected"] - space["parts"]["runtime"]  # which lies beneath PyTorch's allocator, and is not counted by it
+    gib = facts.allocated(told["vram_gib"])["expected"] if told.get("vram_gib") else None
     return {"predicted_minutes": rounded(told["minutes"]["expected"], 2), "predicted_gib": rounded(gib, 2)}
 
 

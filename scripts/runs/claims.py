@@ -10,11 +10,10 @@ Of a figure: `file`, `key` (a path of keys with dots) and `between: [low, high]`
 """
 
 import json
-import math
-import statistics as plain
 from pathlib import Path
 
 from scripts import recipe
+from scripts.scoring import statistics
 
 CLAIMS = Path("recipes/facts/claims.yml")
 SEEDS = 5
@@ -51,14 +50,8 @@ def differences(claim, rows):
 
 
 def interval(found):
-    """(mean, low, high) by Student's t with n − 1 degrees of freedom; (mean, None, None) of a single one."""
-    mean, n = plain.fmean(found), len(found)
-    if n < 2:
-        return mean, None, None
-    from scipy import stats
-
-    half = float(stats.t.ppf(0.975, n - 1)) * plain.stdev(found) / math.sqrt(n)
-    return mean, mean - half, mean + half
+    """(mean, low, high) over the seeds; (mean, None, None) of a single one."""
+    return statistics.student(found) if len(found) > 1 else (found[0], None, None)
 
 
 def judged(claim, rows):

@@ -9,6 +9,7 @@ Nothing here knows HTML or Markdown. A part that a run does not have says so in 
 import re
 
 from scripts import recipe
+from scripts.facts import allocated
 from scripts.runs import words
 
 DASH = "–"
@@ -184,8 +185,7 @@ def prediction(found, row, told, why):
     measured = f"{took:.2f}" if took is not None else "not known: resumed"
     rows.append(("minutes", told_as(told["minutes"]), measured, within(took, told["minutes"])))
     if "vram_gib" in told:
-        least = told["vram_gib"]["parts"]["runtime"]  # lies beneath PyTorch's allocator, which does not count it; nor does `low`
-        space = {"low": told["vram_gib"]["low"]} | {k: told["vram_gib"][k] - least for k in ("expected", "high")}
+        space = allocated(told["vram_gib"])
         gib = made["figures"].get("gpu_memory_gib")
         rows.append(("GiB reserved on a GPU", told_as(space), f"{gib:.2f}" if gib else "not recorded", within(gib, space)))
     sure = "calibrated on this kind of machine" if told["calibrated"] else "uncalibrated: nothing was measured on this kind of machine"

@@ -86,13 +86,10 @@ def over(values, most=math.inf):
     """The mean over repeats with its 95 % t interval, cut at 0 and `most`; None where a repeat lacks it."""
     if not values or any(v is None for v in values):
         return None
-    mean, n = plain.fmean(values), len(values)
-    if n == 1:
-        return {"mean": mean, "n": 1}
-    from scipy import stats
-
-    half = float(stats.t.ppf((1 + statistics.LEVEL) / 2, n - 1)) * plain.stdev(values) / math.sqrt(n)
-    return {"mean": mean, "low": max(0.0, mean - half), "high": min(most, mean + half), "n": n}
+    if len(values) == 1:
+        return {"mean": float(values[0]), "n": 1}
+    mean, low, high = statistics.student(values)
+    return {"mean": mean, "low": max(0.0, low), "high": min(most, high), "n": len(values)}
 
 
 def seeds(before, after):

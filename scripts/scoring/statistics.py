@@ -5,8 +5,11 @@
     paired(before, after)                     # {"difference": after − before, "low", "high", "p", "n"}
 
 All of it is about the rows: another draw of such prompts would give other figures, and that much the intervals tell. They can't tell what another
-training seed would give; for that, train with several (`make train SET="seed=1"`) and compare the spread between the runs.
+training seed would give; for that, train with several (`make train SET="seed=1"`) and take `student` over the runs.
 """
+
+import math
+import statistics as plain
 
 LEVEL, SEED, RESAMPLES = 0.95, 1, 9999
 BLOCK = 5_000_000  # numbers held at once while resampling
@@ -76,6 +79,15 @@ def perplexity(nll, tokens):
     if len(a) > 1:
         found["low"], found["high"] = bootstrap((a, b), figure, len(a))
     return rounded(**found)
+
+
+def student(values):
+    """(mean, low, high) of two numbers or more, such as runs with other seeds: Student's t with n − 1 degrees of freedom."""
+    from scipy import stats
+
+    mean, n = plain.fmean(values), len(values)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * plain.stdev(values) / math.sqrt(n)
+    return mean, mean - half, mean + half
 
 
 def paired(before, after):
