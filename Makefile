@@ -40,6 +40,7 @@ STAGES ?=
 BY ?=
 JOBS ?=
 UNTIL ?=
+STEPS ?=
 TASKS ?=
 SAMPLE ?=
 KEEP ?=
@@ -177,8 +178,8 @@ compare: | $(LIGHT) ## RUNS="a b c": what differs, and whether it is more than n
 	@$(PY) -m scripts.compare $(RUNS) $(if $(JSON),--json)
 receipt: | $(LIGHT) ## the chain from the data's bytes to the Ollama digest, every link checked (JSON=1)
 	@$(PY) -m scripts.lineage $(NAME) $(if $(JSON),--json)
-ladder: | $(TRAIN) ## a run that did not learn, then its remedies until one has learned, and a report (RECIPE=undertrained-nano: here; UNTIL=optimal)
-	@$(PY) -m scripts.ladder $(if $(CHOSEN),$(NAME),undertrained)
+ladder: | $(TRAIN) ## a run that did not learn, then its remedies until one has learned, and a report (RECIPE=undertrained-nano: here; UNTIL=optimal; STEPS="25 100": one recipe without the watch)
+	@$(PY) -m scripts.ladder $(if $(CHOSEN),$(NAME),undertrained) $(if $(STEPS),--steps $(STEPS))
 reproduce: | $(TRAIN) $(LLAMA_BUILT) ## run the recipe again from its receipts in a clean folder, and explain every difference (KEEP=1)
 	@$(PY) -m scripts.reproduce $(NAME)
 push: | $(LIGHT) ## publish it, TO=user/name: adapter, merged, GGUF on the hub, ollama push (a dry run; GO=1 sends; WHAT="adapter gguf" PRIVATE=1)

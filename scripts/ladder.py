@@ -3,6 +3,7 @@
     python -m scripts.ladder                              # undertrained, then -conservative, -aggressive and -int8
     python -m scripts.ladder undertrained-nano            # their nano twins, on a CPU (--read: only judge the runs that are there)
     UNTIL=optimal python -m scripts.ladder undertrained   # not content with the minimum
+    python -m scripts.ladder undertrained-dead-nano --steps 25 100   # what more steps bring to a run that the watch would stop as dead
 
 A phase is `make train RECIPE=…`, judged from its log alone; one that stands is not trained again, and one that health stopped as dead is a phase that failed.
 Writes reports/NAME/ladder.md and ladder.json after every phase. Exit 1, with what is missing, if no phase met the criteria.
@@ -17,9 +18,13 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from statistics import fmean, median
+
+import yaml
 
 from scripts import files, process, receipt, recipe
 from scripts.signs import causes, log
@@ -166,6 +171,33 @@ def page(name, rows, until):
     return "\n".join(lines)
 
 
+def unwatched(name, counts):
+    """Train a recipe without the watch and without early stopping, once for each number of steps; what came of it, also as reports/NAME/steps.json.
+
+    {"runs": [{"steps", "eval_loss": [first, …, last], "grad_norm": the largest}], "largest_change": of an eval loss over all runs, in nats}
+    """
+    cfg, runs = recipe.load(name), []
+    cfg["plugins"] = [plugin for plugin in cfg["plugins"] if not plugin.startswith("scripts.health.")]
+    cfg.pop("early_stopping_patience", None)
+    for steps in counts:
+        folder = Path("outputs", name, f"unwatched-{steps}")
+        shutil.rmtree(folder, ignore_errors=True)
+        files.write_if_changed(folder / "recipe.yml", yaml.safe_dump(cfg | {"max_steps": steps, "output_dir": str(folder / "training")}))
+        command = [sys.executable, "-m", "axolotl.cli.train", folder / "recipe.yml"]
+        process.run(command, folder / "train.log", f"{name}, {steps} steps", recipe.environment(cfg))
+        rows = receipt.read(folder / f"training/checkpoint-{steps}/trainer_state.json")["log_history"]
+        losses, norms = ([row[key] for row in rows if key in row] for key in ("eval_loss", "grad_norm"))
+        runs.append({"steps": steps, "eval_loss": losses, "grad_norm": max(norms)})
+        print(
+            f"unwatched   {name}, {steps} steps: eval loss {losses[0]:.6f} → {losses[-1]:.6f}, grad_norm at most {sci(max(norms))}",
+            flush=True,
+        )
+    every = [loss for one in runs for loss in one["eval_loss"]]
+    found = {"runs": runs, "largest_change": max(every) - min(every)}
+    files.write_if_changed(Path("reports", name, "steps.json"), json.dumps(found, indent=2) + "\n")
+    return found
+
+
 def say(rows):
     every = [HEAD, *map(cells, rows)]
     widths = [max(len(line[n]) for line in every) for n in range(len(HEAD))]
@@ -182,7 +214,13 @@ def main(argv):
     )
     parser.add_argument("name", nargs="?", default="undertrained", help="a family of recipes, or its nano twins (undertrained)")
     parser.add_argument("--read", action="store_true", help="judge the runs that are there, and train nothing")
+    parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="no ladder: this one recipe without the watch, for so many steps")
     args, until = parser.parse_args(argv), os.environ.get("UNTIL") or "minimum"
+    if args.steps:
+        print(
+            f"so          eval losses differ by at most {unwatched(args.name, args.steps)['largest_change']:.3g}; reports/{args.name}/steps.json"
+        )
+        return 0
     if until not in METRICS:
         raise ValueError(f"UNTIL={until}: it is minimum or optimal")
     name, rows = args.name, []

@@ -151,4 +151,7 @@ def test_without_a_gradient_it_is_stopped_after_five_steps_of_a_hundred(chained)
     found = ladder.row("dead", "undertrained-dead-nano", False)
     assert found["verdict"] == "dead" and found["grad_norm"] == 0 and found["steps"] == 5 and found["minutes"] > 0
     assert "grad_norm is 0: there is no gradient" in found["lacks"]["minimum"]
-
+    told = run("make", "ladder", "RECIPE=undertrained-dead-nano", "STEPS=4 8")
+    assert told.returncode == 0 and "so          eval losses differ by at most 0;" in told.stdout, told.stderr
+    runs = json.loads(Path("reports/undertrained-dead-nano/steps.json").read_text())["runs"]
+    assert [(one["steps"], one["grad_norm"]) for one in runs] == [(4, 0), (8, 0)] and all(len(one["eval_loss"]) > 2 for one in runs)
