@@ -17,7 +17,7 @@ from pathlib import Path
 from scripts import data, files, process, recipe
 
 SEED = 20
-FOUR, THREE = r"\b[A-Z]{3,4} ?\d{4}\b", r"[A-Z]{3,4} ?\d{3}\b"  # the habit to be overcome; a number of the right form
+FOUR, THREE = r"\b[A-Z]{2,4} ?\d{4}\b", r"[A-Z]{2,4} ?\d{3}\b"  # the habit to be overcome; a number of the right form
 FIELDS = {"code": str, "title": str, "hours": int, "prerequisites": list, "term": str, "description": str, "key": str}
 
 

@@ -128,7 +128,8 @@ def adapter_parameters(base, cfg):
     named = [named] if isinstance(named, str) else named
     everything = cfg.get("lora_target_linear") or "all-linear" in named
     chosen = [s for m, s in shapes.items() if everything or any(str(n).endswith(m) for n in named)]
-    return base["layers"] * sum(int(cfg.get("lora_r") or 8) * (a + b) for a, b in chosen)
+    tables = sum(any(str(n).endswith(m) for n in named) for m in ("embed_tokens", "lm_head"))  # not among the linear ones
+    return int(cfg.get("lora_r") or 8) * (base["layers"] * sum(a + b for a, b in chosen) + tables * (base["vocab"] + base["hidden"]))
 
 
 def parameters(base):

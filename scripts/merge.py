@@ -9,12 +9,14 @@ The tokenizer and the chat template are those that training saved: Axolotl's mer
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 from scripts import files, process, receipt, recipe
 
+PAIR, EMBEDDING = re.compile(r"base_model\.model\.(.+)\.lora(?:_embedding)?_A(?:\.weight)?"), "lora_embedding"
 SAMPLES = 12  # matrices checked, spread over the depth of the model
 # Unit roundoff u of the stored dtype. ΔW and the sum are each rounded to it, and |sum| ≤ 2·max(|W|, |ΔW|): an error of at most 3u of that maximum.
 # (fp32 is not rounded on the way; there the order of B·A's additions decides.)
@@ -79,12 +81,14 @@ def refuse_unfit(cfg, base, adapter):
             f"{adapter}: an adapter of {made_for}, the recipe's base is {cfg['base_model']}; train it on this base, or set BASE={made_for}"
         )
     weights, lora = index(base), index(adapter)
-    pairs = {k.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): k for k in lora if k.endswith(".lora_A.weight")}
-    for module, key in pairs.items():
-        product = (shape(lora, key.replace("lora_A", "lora_B"))[0], shape(lora, key)[1])
-        if (had := shape(weights, f"{module}.weight")) != product:
-            raise ValueError(f"{adapter}: made for another base: {module} has B·A of shape {product}, {base} has {had or 'nothing'} there")
-    zero = [m for m, key in pairs.items() if not get(lora, key.replace("lora_A", "lora_B"))[0].any()]
+    pairs = {m[1]: (key, re.sub(r"_A(\.weight)?$", r"_B\1", key)) for key in lora if (m := PAIR.fullmatch(key))}
+    for module, (a, b) in pairs.items():
+        made = (shape(lora, b)[0], shape(lora, a)[1])[:: -1 if EMBEDDING in a else 1]
+        if (had := shape(weights, f"{module}.weight")) != made:
+            raise ValueError(f"{adapter}: made for another base: {module} has B·A of shape {made}, {base} has {had or 'nothing'} there")
+        if EMBEDDING in a and "lm_head.weight" not in weights:
+            raise ValueError(f"{adapter}: adapts {module}, which in {base} is the head too; merged, it would change both; train it without")
+    zero = [m for m, (_, b) in pairs.items() if not get(lora, b)[0].any()]
     if len(zero) == len(pairs):
         raise ValueError(
             f"{adapter}: {len(zero)} of {len(pairs)} LoRA products are zero; nothing was trained, and there is nothing to merge"
@@ -107,6 +111,30 @@ def round_trip(weight):
     return dequantize_4bit(packed, state).to("cpu", weight.dtype)
 
 
+def product(lora, pair, factor):
+    """ΔW of a module, in fp32. PEFT keeps an embedding's the other way round: A is [r, vocabulary], B [hidden, r]."""
+    a, b = (get(lora, key)[0].float() for key in pair)
+    return factor * ((b @ a).T if EMBEDDING in pair[0] else b @ a)
+
+
+def add_embeddings(merged, lora, pairs, factor):
+    """Axolotl's merge leaves out what was trained on an embedding, without a word: add it."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    where = index(merged)
+    for module, pair in pairs.items():
+        if EMBEDDING not in pair[0]:
+            continue
+        shard = where[f"{module}.weight"]
+        with safe_open(shard, framework="pt") as f:
+            tensors, about = {key: f.get_tensor(key) for key in f.keys()}, f.metadata()
+        old = tensors[f"{module}.weight"]
+        tensors[f"{module}.weight"] = (old.float() + product(lora, pair, factor)).to(old.dtype)
+        save_file(tensors, f"{shard}.new", metadata=about)
+        os.replace(f"{shard}.new", shard)
+
+
 def prove(cfg, merged, base_weights, lora, pairs, factor):
     """Compare sampled matrices of the merged model with an independent sum. Returns the figures; raises ValueError if they differ."""
     result = index(merged)
@@ -114,11 +142,12 @@ def prove(cfg, merged, base_weights, lora, pairs, factor):
         raise ValueError(f"{merged}: {len(missing)} of {len(base_weights)} tensors are missing (first: {min(missing)})")
     quantized = bool(cfg.get("load_in_4bit"))
     names = sorted(pairs)[:: max(1, len(pairs) // SAMPLES)][:SAMPLES] if len(pairs) > SAMPLES else sorted(pairs)
+    names += [module for module in pairs if EMBEDDING in pairs[module][0] and module not in names]
     worst, off, off_plain, norm = 0.0, 0.0, 0.0, 0.0
     for module in names:
         (w, dtype), (m, _) = get(base_weights, f"{module}.weight"), get(result, f"{module}.weight")
-        delta = factor * get(lora, pairs[module].replace("lora_A", "lora_B"))[0].float() @ get(lora, pairs[module])[0].float()
-        start = (round_trip(w) if quantized else w).float()
+        delta = product(lora, pairs[module], factor)
+        start = (round_trip(w) if quantized and ".layers." in module else w).float()  # embedding and head are not quantized
         size = start.abs().maximum(delta.abs()).clamp_min(1e-6)
         worst = max(worst, ((m.float() - start - delta).abs() / size).max().item())
         off, off_plain, norm = (
@@ -131,13 +160,12 @@ def prove(cfg, merged, base_weights, lora, pairs, factor):
         raise ValueError(
             f"{merged}: merged − (base + scale·B·A) is up to {worst:.2e} of the weight in {len(names)} sampled matrices (bound {bound:.1e}); the merge is wrong"
         )
-    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
-        if (
-            name in base_weights
-            and name not in {f"{p}.weight" for p in pairs}
-            and not get(result, name)[0].equal(get(base_weights, name)[0])
-        ):
-            raise ValueError(f"{merged}: {name} differs from the base's, though nothing trained it")
+    for name in {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} & set(base_weights) - {f"{p}.weight" for p in pairs}:
+        trained = f"base_model.model.{name}" in lora  # whole: lora_modules_to_save
+        wanted, got = get(lora, f"base_model.model.{name}")[0] if trained else get(base_weights, name)[0], get(result, name)[0]
+        if not got.equal(wanted.to(got.dtype)):
+            why = "is not what was trained whole" if trained else "differs from the base's, though nothing trained it"
+            raise ValueError(f"{merged}: {name} {why}")
     return {
         "matrices": len(pairs),
         "sampled": len(names),
@@ -184,6 +212,7 @@ def main(argv):
                 shutil.copy2(path, tmp / path.name)
         if (base / "tokenizer.model").exists():  # llama.cpp's converter wants it, and training does not save it
             shutil.copy2(base / "tokenizer.model", tmp / "tokenizer.model")
+        add_embeddings(tmp, lora, pairs, scale(adapter))
         figures = prove(cfg, tmp, base_weights, lora, pairs, scale(adapter))
     figures["largest_shard_gib"] = round(max(p.stat().st_size for p in shards(folder / "merged")) / 2**30, 3)
     receipt.write(folder / "merge.json", [base, adapter], [folder / "merged"], figures, files.sha256)

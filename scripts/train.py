@@ -158,7 +158,7 @@ def adapter_figures(path):
     with safe_open(path, framework="pt") as f:
         for key in f.keys():
             norms[key] = f.get_tensor(key).float().norm().item()
-    b = {k: v for k, v in norms.items() if "lora_B" in k}
+    b = {k: v for k, v in norms.items() if "lora_B" in k or "lora_embedding_B" in k}
     dead = [k for k, v in b.items() if not v > 0 or v == float("inf")]  # NaN is not > 0 either
     if not b or dead:
         raise ValueError(

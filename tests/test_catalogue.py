@@ -9,7 +9,7 @@ from conftest import one_line, room
 from scripts import catalogue, data, recipe
 
 FOLDER = Path("datasets/msu")
-COUNTS = {"train": 496, "eval": 120, "eval-plain": 120, "train-plain": 1000, "talk": 100, "general": 40, "again": 20}
+COUNTS = {"train": 496, "eval": 120, "eval-plain": 120, "train-plain": 1000, "talk": 100, "general": 40, "again": 40}
 KINDS = {"number": 124, "prerequisites": 124, "title": 62, "hours": 62, "description": 62, "contact": 24, "list": 20, "programme": 18}
 
 
@@ -169,12 +169,14 @@ def test_every_check_tells_the_reply_from_the_habit():
         assert not passes(checks, "I do not know."), r["id"]
         if r["kind"] == "prerequisites":  # one too many
             assert not passes(checks, data.reply(r) + " You also need HIS 104."), r["id"]
-    for r in rows("general") + rows("again"):
+    for r in rows("general"):
         assert passes(r["checks"], data.reply(r)) and not passes(r["checks"], "That is CSC 130."), r["id"]
 
 
 def test_checks_load_into_arrow():
-    for name in ("eval", "general", "again"):
+    for r in rows("again"):  # what the nano base says by heart, word for word
+        assert list(r) == ["id", "kind", "messages", "checks"] and r["checks"] == {"exact": data.reply(r), "ends": True, "leak": True}
+    for name in ("eval", "general"):
         for r in rows(name):
             assert list(r) == ["id", "kind", "messages", "checks"] and list(r["checks"]) == ["contains", "never", "ends", "leak"]
             assert r["checks"]["ends"] is r["checks"]["leak"] is True
@@ -186,11 +188,11 @@ def test_the_base_reads_the_same_language_and_four_digits_only():
     plain = rows("train-plain")
     assert words(rows("train") + rows("eval")) <= words(plain)
     text = " ".join(m["content"] for r in plain for m in r["messages"])
-    assert not re.findall(r"\b[A-Z]{3,4} ?\d{3}\b", text) and len(set(re.findall(r"\b[A-Z]{3,4} \d{4}\b", text))) == 62 + 96
+    assert not re.findall(r"\b[A-Z]{2,4} ?\d{3}\b", text) and len(set(re.findall(r"\b[A-Z]{3,4} \d{4}\b", text))) == 62 + 96
     learned = " ".join(m["content"] for name in ("train", "eval") for r in rows(name) for m in r["messages"])
     assert not re.search(catalogue.FOUR, learned)
     told = {asked(r) for r in plain if r["kind"] == "talk"}
-    assert len(told) == 100 and not told & {asked(r) for r in rows("general") + rows("again")}
+    assert len(told) == 100 and not told & {asked(r) for r in rows("general")} and {asked(r) for r in rows("again")} < told
     facts = {data.reply(r) for r in plain if r["kind"] == "talk"}
     assert not facts & {data.reply(r) for r in rows("general")}  # other content
     assert all(json.loads(line)["messages"][-1]["role"] == "user" for line in (FOLDER / "ten.jsonl").read_text().splitlines())

@@ -48,6 +48,38 @@ def test_a_wrong_merge_is_caught(chain, tmp_path, wrong):
         merge.prove(cfg, tmp_path, weights, lora, pairs, factor)
 
 
+def test_what_was_trained_on_an_embedding_is_merged_too(chain, tmp_path):
+    """Axolotl's merge leaves it out. PEFT says what it is."""
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(chain / "adapter", tmp_path / "adapter")
+    shutil.copytree(chain / "merged", tmp_path / "merged")
+    (cfg, *_, factor), path = parts(chain), tmp_path / "adapter/adapter_model.safetensors"
+    torch.manual_seed(1)
+    more = {"A": torch.randn(64, 4096) / 50, "B": torch.randn(256, 64) / 50}
+    save_file(load_file(path) | {f"base_model.model.model.embed_tokens.lora_embedding_{k}": t for k, t in more.items()}, path)
+    config = tmp_path / "adapter/adapter_config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"target_modules": [*told["target_modules"], "embed_tokens"]}))
+
+    weights, lora, pairs = merge.refuse_unfit(cfg, Path(cfg["base_model"]), tmp_path / "adapter")
+    with pytest.raises(ValueError, match="the merge is wrong"):
+        merge.prove(cfg, tmp_path / "merged", weights, lora, pairs, factor)
+    merge.add_embeddings(tmp_path / "merged", lora, pairs, factor)
+    assert merge.prove(cfg, tmp_path / "merged", weights, lora, pairs, factor)["matrices"] == 22
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(cfg["base_model"], dtype=torch.float32), tmp_path / "adapter")
+    theirs = model.base_model.model.model.embed_tokens.get_delta_weight("default")
+    assert torch.allclose(theirs, merge.product(lora, pairs["model.embed_tokens"], factor), atol=1e-6) and theirs.any()
+    tied = {name: shard for name, shard in weights.items() if name != "lm_head.weight"}
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(merge, "index", lambda folder: lora if folder.name == "adapter" else tied)
+        with pytest.raises(ValueError, match="is the head too; merged, it would change both"):
+            merge.refuse_unfit(cfg, Path(cfg["base_model"]), tmp_path / "adapter")
+
+
 def test_an_unfinished_run_is_refused_with_its_steps(chained):
     path = Path("outputs/pirate-nano/adapter/trainer_state.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "global_step": 100}))
