@@ -55,6 +55,8 @@ RETRIES ?= 2
 STOP ?= 1
 VALIDATE ?= 1
 TOKENS ?= 64
+TEMPERATURE ?=
+TOP_P ?=
 SEED ?= 1
 XDG_CACHE_HOME ?= $(HOME)/.cache
 LLAMA_CPP_VERSION := 0.3.36
@@ -124,8 +126,8 @@ chat: $$(OUT)/modelfile.json ## talk to it, through Ollama or else llama-server 
 	@$(PY) -m scripts.chat $(NAME) $(if $(ASK),--ask "$$ASK")
 cards: | $(TRAIN) ## flip cards to study a topic, on a page of this machine, written by the model in Ollama (PORT=7860)
 	@$(PY) -m scripts.cards $(NAME) $(if $(PORT),--port $(PORT))
-ask: $$(if $$(strip $$(Q)),,.ask-what) $$(addprefix outputs/,$$(addsuffix /lora.json,$$(MCQ) $$(SAQ))) ## Q="…" to the adapters mcq and saq on one base (RECIPE=mcq-nano; RETRIES=2 STOP=0 VALIDATE=0 SAMPLE=1 TOKENS=64 SEED=1)
-	@$(PY) -m scripts.ask $(MCQ) $(SAQ) --retries $(RETRIES) --tokens $(TOKENS) --seed $(SEED) $(if $(SAMPLE),--sample) $(if $(filter 0,$(STOP)),--no-stop) $(if $(filter 0,$(VALIDATE)),--raw) -- "$$Q"
+ask: $$(if $$(strip $$(Q)),,.ask-what) $$(addprefix outputs/,$$(addsuffix /lora.json,$$(MCQ) $$(SAQ))) ## Q="…" to the adapters mcq and saq on one base (RECIPE=mcq-nano; RETRIES=2 STOP=0 VALIDATE=0 SAMPLE=1 TEMPERATURE=0.7 TOP_P=0.9 TOKENS=64 SEED=1)
+	@$(PY) -m scripts.ask $(MCQ) $(SAQ) --retries $(RETRIES) --tokens $(TOKENS) --seed $(SEED) $(if $(SAMPLE),--sample) $(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TOP_P),--top-p $(TOP_P)) $(if $(filter 0,$(STOP)),--no-stop) $(if $(filter 0,$(VALIDATE)),--raw) -- "$$Q"
 eval: $$(addprefix $$(OUT)/,$$(sort $$(foreach s,$$(or $$(STAGES),$$(if $$(TASKS),merged,gguf)),$$(needs.$$s)))) | $(TRAIN) ## score the held-out prompts (STAGES="base adapter merged gguf ollama" SAMPLE=1 JSON=1; TASKS="arc_easy …": lm-eval's instead)
 	@$(if $(and $(OLLAMA),$(if $(STAGES)$(TASKS),$(filter ollama,$(STAGES)),all)),$(PY) -m scripts.serve outputs/ollama bash -c '$(PY) -m scripts.ollama $(NAME) >&2 && $(SCORE)',$(SCORE))
 dial: $$(OUT)/train.json | $(TRAIN) ## the adapter at 0.25 to 4 times its strength: its task against what was forgotten, and the knee (BY="1 1.5 2": others; JSON=1)

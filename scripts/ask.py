@@ -38,7 +38,9 @@ def options(question):
         for before, after in MARKS[: None if place is LINE else 4]:
             for labels in LABELS:
                 marks = run(re.finditer(rf"{place}\**{before}([{labels}]){after}\**[ \t]*(?=\S)", question), labels)
-                if (found := parts(question, marks)) and sure(found, place, after):
+                if (found := parts(question, marks)) and sure(question, marks, place, after):
+                    if len(marks) == len(labels) and re.search(rf"(?:^|\s){before}[Ii9]{after}", found[2][-1]):
+                        raise ValueError(f"more than {len(labels)} options: {question.split(chr(10))[0][:60]}; ask with two to eight")
                     return found
     return None
 
@@ -64,11 +66,12 @@ def parts(question, marks):
     return (stem, [mark[1] for mark in marks], texts) if stem and all(texts) else None
 
 
-def sure(found, place, after):
-    """Whether these are options: not two initials, not a list of steps, not `the difference between (a) and (b)`."""
-    stem, labels, _ = found
-    few = place is INLINE and len(labels) < 3 and (after == r"\." or stem[-1] not in "?:.!,;")
-    return not few and (labels[0] != "1" or bool(CHOICE.search(stem)))
+def sure(question, marks, place, after):
+    """Whether these are options: not two initials, not a list of steps, not `the difference between (a) this and (b) that`."""
+    stem = question[: marks[0].start()].strip()
+    listed = stem[-1] not in "?:.!,;" and re.search(r"\band\W*$", question[: marks[1].start()])
+    few = place is INLINE and len(marks) < 3 and (after == r"\." or listed)
+    return not few and (marks[0][1] != "1" or bool(CHOICE.search(stem)))
 
 
 def asked(question):
@@ -168,7 +171,8 @@ def answer(say, names, question, args, tell):
     which = int(choices is None)
     found = recipe.read_modelfile(recipe.modelfile(names[which]))
     for n in range(1 if args.raw else args.retries + 1):
-        chosen = backends.options(found, args.sample or n > 0) | {"num_predict": args.tokens, "seed": args.seed + n}
+        drawn = {k: v for k, v in (("temperature", args.temperature), ("top_p", args.top_p)) if v is not None}
+        chosen = backends.options(found, args.sample or bool(drawn) or n > 0) | drawn | {"num_predict": args.tokens, "seed": args.seed + n}
         reply, ended = say(which, prompt, chosen)
         what = None if args.raw else fault(reply, ended, choices)
         if not what:
@@ -187,10 +191,16 @@ def parse(argv):
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="how often an invalid reply is asked again, with sampling (2)")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens that a reply may take (64)")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
+    parser.add_argument("--temperature", type=float, metavar="T", help="draw the first reply too, at this temperature (from 0)")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="draw the first reply too, among the likeliest tokens of this share (over 0 to 1)"
+    )
     parser.add_argument("--sample", action="store_true", help="draw the first reply too, with the Modelfile's parameters")
     parser.add_argument("--no-stop", action="store_true", help="only the model's own end of turn ends a reply, not the Modelfile's stops")
     parser.add_argument("--raw", action="store_true", help="the first reply as it is, not validated")
     args = parser.parse_args(argv)
+    if (args.temperature or 0) < 0 or not 0 < (1 if args.top_p is None else args.top_p) <= 1:
+        parser.error("TEMPERATURE from 0, TOP_P over 0 and up to 1")
     if not all(q.strip() for q in args.questions) or args.retries < 0 or args.tokens < 1:
         parser.error('a question, such as Q="What is the capital of Norway?"; RETRIES from 0, TOKENS from 1')
     return args

@@ -188,10 +188,6 @@ def unwatched(name, counts):
         rows = receipt.read(folder / f"training/checkpoint-{steps}/trainer_state.json")["log_history"]
         losses, norms = ([row[key] for row in rows if key in row] for key in ("eval_loss", "grad_norm"))
         runs.append({"steps": steps, "eval_loss": losses, "grad_norm": max(norms)})
-        print(
-            f"unwatched   {name}, {steps} steps: eval loss {losses[0]:.6f} → {losses[-1]:.6f}, grad_norm at most {sci(max(norms))}",
-            flush=True,
-        )
     every = [loss for one in runs for loss in one["eval_loss"]]
     found = {"runs": runs, "largest_change": max(every) - min(every)}
     files.write_if_changed(Path("reports", name, "steps.json"), json.dumps(found, indent=2) + "\n")
@@ -217,9 +213,11 @@ def main(argv):
     parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="no ladder: this one recipe without the watch, for so many steps")
     args, until = parser.parse_args(argv), os.environ.get("UNTIL") or "minimum"
     if args.steps:
-        print(
-            f"so          eval losses differ by at most {unwatched(args.name, args.steps)['largest_change']:.3g}; reports/{args.name}/steps.json"
-        )
+        found = unwatched(args.name, args.steps)
+        for one in found["runs"]:
+            losses = f"{one['eval_loss'][0]:.6f} → {one['eval_loss'][-1]:.6f}"
+            print(f"unwatched   {args.name}, {one['steps']} steps: eval loss {losses}, grad_norm at most {sci(one['grad_norm'])}")
+        print(f"so          eval losses differ by at most {found['largest_change']:.3g}; reports/{args.name}/steps.json")
         return 0
     if until not in METRICS:
         raise ValueError(f"UNTIL={until}: it is minimum or optimal")

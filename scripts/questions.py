@@ -28,6 +28,8 @@ NAMES = {  # by preference: where a file has both the letter and the text, the l
 OPTION = re.compile(r"(?:option|opt|choice|op)?([a-h]|\d)$")  # A … D, option_a, Option 1, choice4, opa
 LETTER = re.compile(r"(?:option|choice)?[\s_(]*([a-h])[).:]?$", re.I)  # B, b), (B), option B
 
+MARKED = re.compile(r"\(?([A-H1-8])[).:]\s+(.+)", re.I)  # A) x, (b) x, 1. x
+
 
 def columns(header):
     """{role: position, "options": [positions in order]} of the header names that are known."""
@@ -57,11 +59,21 @@ def table(path):
 
 
 def listed(text):
-    """The options in one field: a JSON or Python list, one a line, or between bars."""
+    """The options in one field: a JSON or Python list (or a mapping with one, `text`), one a line, between bars, or between semicolons."""
     try:
-        return list(map(str, ast.literal_eval(text))) if text.startswith("[") else re.split(r"\n|\|", text)
+        found = ast.literal_eval(text) if text[:1] in ("[", "{") else re.split(r"\n|\|", text)
+        found = found.get("text") or [] if isinstance(found, dict) else found
     except (ValueError, SyntaxError, RecursionError):
         return []
+    found = text.split(";") if len(found) == 1 and text[:1] not in ("[", "{") else found
+    return [str(option).strip() for option in found]
+
+
+def plain(options):
+    """Options without the letters or numbers that they carry themselves, in their order: `A) x`, `B) y`."""
+    marked = [MARKED.fullmatch(option) for option in options]
+    in_order = [m and m[1].upper() in (LETTERS[n : n + 1], str(n + 1)) for n, m in enumerate(marked)]
+    return [m[2] for m in marked] if options and all(in_order) else options
 
 
 def right(row, how):
@@ -69,8 +81,8 @@ def right(row, how):
     answer, options, at = " ".join(row["answer"].split()).casefold(), [option.casefold() for option in row["options"]], -1
     if how == "letter" and (match := LETTER.match(answer)):
         at = LETTERS.index(match[1].upper())
-    elif how == "text" and answer in options:
-        at = options.index(answer)
+    elif how == "text" and (text := answer if answer in options else MARKED.sub(r"\2", answer)) in options:
+        at = options.index(text)
     elif how in (0, 1) and answer.isdecimal():
         at = int(answer) - how
     return LETTERS[at] if 0 <= at < min(len(options), len(LETTERS)) else None
@@ -112,7 +124,7 @@ def read(path):
         options = [fields[n] for n in at["options"]] if "options" in at else listed(row["choices"]) if "choices" in at else []
         while options and not options[-1]:  # a column E that few questions need
             options.pop()
-        rows[line] = row | {"options": [" ".join(option.split()) for option in options]}
+        rows[line] = row | {"options": plain([" ".join(option.split()) for option in options])}
     how = notation(path, rows.values()) if {"options", "choices"} & {*at} else None
     for line, row in rows.items():
         faults += [(line, what) for what in wrong(row, how)]

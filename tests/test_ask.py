@@ -67,12 +67,20 @@ def test_odd_questions_with_options(question, stem, labels, texts):
             "What is vitamin A?",
             "Write a) in Greek.",
             "Which vitamins: A, B, C or D?",
+            "What is the difference between (a) LoRA and (b) QLoRA?",
+            "How do I do 1) wash 2) dry in order?",
             "Why?\nA: b",
         ),
     ],
 )
 def test_questions_that_merely_speak_of_letters(question):
     assert ask.options(question) is None and ask.asked(f" {question}\n") == (question.strip(), None)
+
+
+def test_a_ninth_option_is_refused_and_not_read_into_the_eighth():
+    for lines in ("\n", " "):
+        with pytest.raises(ValueError, match="more than 8 options: Which.*ask with two to eight"):
+            ask.options(f"Which?{lines}" + lines.join(f"{c}) {c}x" for c in "ABCDEFGHI"))
 
 
 def test_every_question_of_the_projects_own_goes_to_its_adapter_as_it_was_trained():

@@ -196,3 +196,15 @@ def test_the_base_reads_the_same_language_and_four_digits_only():
     facts = {data.reply(r) for r in plain if r["kind"] == "talk"}
     assert not facts & {data.reply(r) for r in rows("general")}  # other content
     assert all(json.loads(line)["messages"][-1]["role"] == "user" for line in (FOLDER / "ten.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize("name, alpha, rate, epochs", [("msu", 64, 2e-4, 10), ("msu-weak", 32, 2e-5, 35)])
+def test_the_recipes_are_what_the_report_says_and_their_twins_like_them(name, alpha, rate, epochs):
+    large, nano = recipe.read(f"recipes/{name}.yml"), recipe.read(f"recipes/{name}-nano.yml")
+    assert [k for k in large if not k.startswith("x_")] == [k for k in nano if not k.startswith("x_")]
+    for cfg, times in ((large, 1), (nano, 10)):
+        assert (cfg["lora_r"], cfg["lora_alpha"], float(cfg["learning_rate"]), cfg["num_epochs"]) == (16, alpha, pytest.approx(times * rate), epochs)
+        assert cfg["lora_target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"] and recipe.global_batch(cfg) == 8
+        assert (cfg["weight_decay"], cfg["warmup_steps"], cfg["lora_dropout"], cfg["micro_batch_size"]) == (0.01, 50, 0.05, 4)
+        assert (cfg["evals_per_epoch"], cfg["saves_per_epoch"], cfg["logging_steps"]) == (1, 1, 10)
+    assert large["bf16"] is True and large["base_model"] == "meta-llama/Llama-3.2-3B-Instruct"

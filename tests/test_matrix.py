@@ -27,13 +27,13 @@ def rows(a, b, figure="eval_loss"):
 @pytest.mark.parametrize(
     "says, a, b, verdict",
     [
-        ("lower", [4.0, 4.1, 4.2], [5.0, 5.2, 5.1], "holds"),
-        ("higher", [4.0, 4.1, 4.2], [5.0, 5.2, 5.1], "the opposite holds"),
-        ("lower", [4.0, 5.1, 4.2], [5.0, 4.2, 4.3], "not told apart"),
-        ("same", [4.00, 4.01, 4.02], [4.01, 4.01, 4.02], "holds"),
-        ("same", [4.0, 4.1, 4.2], [5.0, 5.2, 5.1], "does not hold"),
-        ("same", [4.0, 5.1, 4.2], [5.0, 4.2, 4.3], "not told apart"),
-        ("lower", [4.0], [5.0], "not told apart: one seed"),
+        ("lower", [4.0, 4.1, 4.2, 4.0, 4.1], [5.0, 5.2, 5.1, 5.0, 5.1], "holds"),
+        ("higher", [4.0, 4.1, 4.2, 4.0, 4.1], [5.0, 5.2, 5.1, 5.0, 5.1], "the opposite holds"),
+        ("lower", [4.0, 5.1, 4.2, 4.0, 4.1], [5.0, 4.2, 4.3, 4.1, 4.0], "not told apart"),
+        ("same", [4.00, 4.01, 4.02, 4.0, 4.0], [4.01, 4.01, 4.02, 4.0, 4.0], "holds"),
+        ("same", [4.0, 4.1, 4.2, 4.0, 4.1], [5.0, 5.2, 5.1, 5.0, 5.1], "does not hold"),
+        ("same", [4.0, 5.1, 4.2, 4.0, 4.1], [5.0, 4.2, 4.3, 4.1, 4.0], "not told apart"),
+        ("lower", [4.0, 4.0], [5.0, 5.0], "not measured yet: 2 of 5 seeds"),
         ("lower", [], [5.0], "not measured yet"),
     ],
 )
@@ -48,6 +48,7 @@ def test_the_interval_is_students_over_the_seeds():
     assert text == "score +10.0 points (+10.0 to +10.0), 2 seeds"
     late = [{"recipe": "pirate-nano+seed=1", "run": "2027", "eval_loss": "3.0"}]
     assert claims.differences(BETTER, rows([4.0], [5.0]) + late) == [-2.0], "the latest run of a name counts"
+    assert claims.differences(BETTER, [row | {"scored": row["recipe"][:14]} for row in rows([4.0], [5.0])]) == [], "other stages, other scores"
 
 
 def test_a_claim_of_a_figure(tmp_path):

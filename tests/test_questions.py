@@ -265,3 +265,12 @@ def test_plain_rows_say_more_than_the_answer():
             assert said.endswith(".") and len(said.split()) >= (3 if family == "mcq" else 8), said
             if family == "mcq":
                 assert [line[:3] for line in row["messages"][0]["content"].split("\n")[1:]] == ["A) ", "B) ", "C) ", "D) "]
+
+
+@pytest.mark.parametrize(
+    "field, answer",
+    [("A) x\nB) y", "B"), ("a. x|b. y", "B) y"), ("(1) x; (2) y", "y"), ("x; y", "B"), ("{'text': ['x', 'y'], 'label': ['A', 'B']}", "B")],
+)
+def test_options_in_one_field_lose_the_letters_that_they_carry(tmp_path, field, answer):
+    rows, faults = questions.read(write(tmp_path / "q.csv", ["question", "choices", "answer"], [["Which?", field, answer]]))
+    assert not faults and [(r["options"], r["answer"]) for r in rows] == [(["x", "y"], "B")]

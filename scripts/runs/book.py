@@ -57,7 +57,13 @@ def line(found, told=None):
     """{column: figure or None} of a gathered run, `told` being what `make plan` says of it, if it can be held to that."""
     cfg, made, log = found["recipe"], found["stages"]["train"], found["log"] or {}
     done, before = (made or {}).get("figures") or {}, made or found["stages"]["preprocess"]
-    row = {"run": found["run"], "made": (made or {}).get("made"), "recipe": found["name"], "key": found["key"], "base": words.public(str(cfg.get("base_model")))}
+    row = {
+        "run": found["run"],
+        "made": (made or {}).get("made"),
+        "recipe": found["name"],
+        "key": found["key"],
+        "base": words.public(str(cfg.get("base_model"))),
+    }
     row |= {"machine": machine(found), "ranks": done.get("ranks") or found["health"].get("ranks")}
     row |= {"commit": (before or {}).get("commit"), "status": (found["verdict"] or {}).get("verdict", "unknown")}
     row |= {"steps": done.get("steps", log.get("step")), "epochs": rounded(done.get("epochs", log.get("epoch")), 3)}
@@ -65,7 +71,7 @@ def line(found, told=None):
     row |= {key: cfg.get(key) for key in ("sequence_len", "lora_r", "lora_alpha", "seed")}
     row |= {"learning_rate": rounded(cfg.get("learning_rate"), 12), "minutes": rounded(minutes(found), 2)}
     row |= {"peak_memory_gib": rounded(peak(found), 2), "tokens_per_s": rounded(middle(log, "tokens_per_s"), 1)}
-    row |= zip(["first_loss", "last_loss", "first_eval_loss", "eval_loss"], (rounded(x, 4) for x in losses(log, done)))
+    row |= zip(["first_loss", "last_loss", "first_eval_loss", "eval_loss"], (rounded(x, 4) for x in losses(log, done, cfg)))
     row |= told_of(told) | scored(found["score"])
     return {column: row.get(column) for column in COLUMNS}
 
@@ -100,12 +106,17 @@ def middle(log, key):
     return statistics.median(found) if found else None
 
 
-def losses(log, done):
-    """[first and last training loss, first and last evaluation loss]; None where there was none. Of a single one it is the last."""
-    rows = log.get("rows", [])
+def losses(log, done, cfg):
+    """[first and last training loss, first and last evaluation loss]; None where there was none. Of a single one it is the last.
+
+    With early stopping the adapter is that of the lowest evaluation, so that one counts as the last. A scaled adapter's (x_strength) are not known: the log is of the one it was scaled from.
+    """
+    rows = [] if "x_strength" in cfg else log.get("rows", [])
+    done = {} if "x_strength" in cfg else done
     trained = [r["loss"] for r in rows if "loss" in r] or [done[k] for k in ("first_loss", "last_loss") if k in done]
     held = [r["eval_loss"] for r in rows if "eval_loss" in r] or done.get("eval_losses") or []
-    return [y for x in (trained, held) for y in (x[0] if len(x) > 1 else None, x[-1] if x else None)]
+    best = [min(held)] if held and cfg.get("early_stopping_patience") else held[-1:]
+    return [y for x, end in ((trained, trained[-1:]), (held, best)) for y in (x[0] if len(x) > 1 else None, *(end or [None]))]
 
 
 def told_of(told):
@@ -198,7 +209,9 @@ def index(rows):
     latest = {row["recipe"]: row for row in sorted(rows, key=lambda r: r["run"])}
     shown = sorted({*(name for name in latest if "+seed=" not in name), *recipe.names()})
     said = claims.table(claims.read(), rows)
-    return PAGE.format(rows="\n".join(index_row(name, latest.get(name)) for name in shown), claims=CLAIMED.format(table=said) if said else "")
+    return PAGE.format(
+        rows="\n".join(index_row(name, latest.get(name)) for name in shown), claims=CLAIMED.format(table=said) if said else ""
+    )
 
 
 def index_row(name, row):

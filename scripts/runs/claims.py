@@ -45,8 +45,9 @@ def names(claims):
 def differences(claim, rows):
     """[A − B for each seed that both have] of the claim's figure, from the latest run of each name."""
     latest = {row["recipe"]: row for row in sorted(rows, key=lambda r: r["run"])}
-    pairs = [[latest.get(f"{name}+seed={seed}", {}).get(claim["figure"]) for name in claim["runs"]] for seed in range(1, SEEDS + 1)]
-    return [float(a) - float(b) for a, b in pairs if a and b]
+    pairs = [[latest.get(f"{name}+seed={seed}", {}) for name in claim["runs"]] for seed in range(1, SEEDS + 1)]
+    alike = [(a[claim["figure"]], b[claim["figure"]]) for a, b in pairs if a and b and a.get("scored") == b.get("scored")]
+    return [float(a) - float(b) for a, b in alike if a and b]
 
 
 def interval(found):
@@ -55,7 +56,7 @@ def interval(found):
 
 
 def judged(claim, rows):
-    """(what was measured, verdict) as text. A verdict is holds, does not hold, the opposite holds, not told apart, or not measured yet."""
+    """(what was measured, verdict) as text. A verdict is holds, does not hold, the opposite holds, not told apart, or not measured yet, which it is before all SEEDS are there."""
     if "file" in claim:
         return of_file(claim)
     found = differences(claim, rows)
@@ -66,8 +67,8 @@ def judged(claim, rows):
     shown = [form.format(100 * x if unit else x).replace("-", "−") for x in (mean, low, high) if x is not None]
     n = f"{len(found)} seed{'s' * (len(found) > 1)}"
     text = f"{claim['figure'].replace('_', ' ')} {shown[0]}{unit}" + (f" ({shown[1]} to {shown[2]}), {n}" if low is not None else f", {n}")
-    if low is None:
-        return text, "not told apart: one seed"
+    if len(found) < SEEDS:
+        return text, f"not measured yet: {len(found)} of {SEEDS} seeds"
     if claim["says"] == "same":
         within = claim["within"]
         return (
