@@ -6,18 +6,14 @@ F16 first, then the recipe's `export: quantize:` types. Proven on every file: th
 special tokens, unicode, code and blanks. Proven on F16: the logits, against the merged model in fp32.
 """
 
-import math
 import os
 import sys
 import time
 from pathlib import Path
 
 from scripts import data, files, process, receipt, recipe
+from scripts.proofs import logits
 
-# llama.cpp's own model-conversion example calls a normalized mean squared error of logits below 1e-6 "essentially identical".
-NMSE_BOUND = 1e-6
-KLD_BOUND = 1.0  # nats; a sound Q2_K stays far below, a broken file far above
-PROMPTS = 8
 GENERATED = 64  # tokens that are timed, after a prompt of a page
 SPOKEN = "The ship lay at anchor in the bay, and the cook went down to the galley to see what was left in the barrels. " * 10
 CORPUS = [
@@ -110,24 +106,6 @@ def prove_tokens(url, tokenizer, corpus):
         )
 
 
-def log_probabilities(url, ids, vocabulary):
-    """The whole next-token distribution after `ids`, as a vector of natural logarithms [vocabulary]."""
-    import httpx
-    import numpy as np
-
-    answer = httpx.post(
-        f"{url}/completion", json={"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False}, timeout=600
-    ).json()
-    out = np.full(vocabulary, -np.inf)
-    for entry in answer["completion_probabilities"][0]["top_logprobs"]:
-        out[entry["id"]] = entry["logprob"]
-    if not np.isfinite(out).all():
-        raise ValueError(
-            f"llama-server gave {np.isfinite(out).sum()} of {vocabulary} probabilities; the model overflows or the vocabulary differs"
-        )
-    return out
-
-
 def speeds(url):
     """{"tokens_per_s", "prompt_tokens_per_s"}: llama-server's own timings of a fixed request, the fastest of those that begin within a second.
 
@@ -176,34 +154,24 @@ def main(argv):
         corpus = texts(tokenizer, rows)
         prompts = [
             tokenizer.apply_chat_template(data.prompt(r), add_generation_prompt=True, return_dict=True)["input_ids"]
-            for r in rows[:: max(1, len(rows) // PROMPTS)][:PROMPTS]
+            for r in logits.spread(rows)
         ]
         vocabulary, figures = len(tokenizer), {"texts": len(corpus)}
         made = convert(merged, tmp, stem, quants, folder / "logs/convert.log")
         wanted, f16 = reference(merged, prompts), None
         for kind, path in made.items():
             prove_metadata(path, merged, tokenizer)
-            with process.llama(
-                path, folder / f"logs/llama-server-{kind}.log", "-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off"
-            ) as url:
+            with process.llama(path, folder / f"logs/llama-server-{kind}.log", *logits.EXACT) as url:
                 prove_tokens(url, tokenizer, corpus)
-                got = [log_probabilities(url, ids, vocabulary) for ids in prompts]
+                got = [logits.log_probabilities(url, ids, vocabulary) for ids in prompts]
                 measured = speeds(url)
             figures[f"{kind}_mib"] = round(path.stat().st_size / 2**20, 2)
             figures |= {f"{kind}_{what}": value for what, value in measured.items()}
             if kind == "F16":
                 f16 = got
-                figures["F16_nmse"] = max(float(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(got, wanted))
-                if not figures["F16_nmse"] <= NMSE_BOUND:
-                    raise ValueError(
-                        f"{path.name}: its logits differ from the merged model's by an NMSE of {figures['F16_nmse']:.2e} (bound {NMSE_BOUND:.0e}); the conversion is wrong"
-                    )
+                figures["F16_nmse"] = logits.same(path.name, got, wanted, "the merged model's")
             else:
-                figures[f"{kind}_kld"] = sum(float((math.e**b * (b - a)).sum()) for a, b in zip(got, f16)) / len(got)
-                if not figures[f"{kind}_kld"] <= KLD_BOUND:
-                    raise ValueError(
-                        f"{path.name}: {figures[f'{kind}_kld']:.2f} nats from F16 (bound {KLD_BOUND}); the quantized file is broken"
-                    )
+                figures[f"{kind}_kld"] = logits.near(path.name, got, f16)
     receipt.write(folder / "gguf.json", [merged, folder / "export.yml"], sorted((folder / "gguf").glob("*.gguf")), figures, files.sha256)
     print(f"gguf        {', '.join(made)}; {len(corpus)} texts tokenize alike; F16 logits NMSE {figures['F16_nmse']:.1e}")
     return 0

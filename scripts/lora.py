@@ -17,21 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts import data, files, process, receipt, recipe
+from scripts.proofs import base as bases
+from scripts.proofs import logits
 
 SERVED = Path("outputs/served")
-# llama.cpp's own model-conversion example calls a normalized mean squared error of logits below 1e-6 "essentially identical".
-NMSE_BOUND, KLD_BOUND = 1e-6, 1.0
-PROMPTS = 8
-EXACT = ["-c", 4096, "-np", 1, "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-
-
-def base_folder(cfg):
-    """The base's folder: local, or the hub cache's snapshot (training has downloaded it)."""
-    if recipe.is_local(cfg):
-        return Path(cfg["base_model"])
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(cfg["base_model"], allow_patterns=["*.safetensors", "*.json", "tokenizer.model"]))
 
 
 def of_tokenizer(folder):
@@ -46,18 +35,8 @@ def served_by(cfg, base, folder, kinds):
     return SERVED / f"{Path(cfg['base_model']).name}-{key[:8]}"
 
 
-def round_trip(weight):
-    """A weight as QLoRA training saw it: NF4 in blocks of 64, its scales quantized too (bitsandbytes); in F16, which the GGUF holds."""
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    packed, state = quantize_4bit(weight.float().contiguous().to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
-    return dequantize_4bit(packed, state).to("cpu", torch.float16)
-
-
-def rounded(base, tokenizer, out, four_bit):
-    """Write the base to `out`, shard by shard, the matrices of its layers rounded as in training, with training's tokenizer."""
+def rounded(cfg, base, tokenizer, out):
+    """Write the base to `out`, shard by shard, in F16 where it was rounded in training, as it was there; with training's tokenizer."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -65,8 +44,8 @@ def rounded(base, tokenizer, out, four_bit):
     for shard in sorted(base.glob("model*.safetensors")):
         with safe_open(shard, framework="pt") as f:
             tensors = {key: f.get_tensor(key) for key in f.keys()}
-        for key in [k for k, t in tensors.items() if four_bit and ".layers." in k and t.ndim == 2]:  # the head is not quantized
-            tensors[key] = round_trip(tensors[key])
+        for key in [k for k, t in tensors.items() if bases.rounded(cfg, k) and t.ndim == 2]:
+            tensors[key] = bases.round_trip(tensors[key].float()).half()
         save_file(tensors, out / shard.name, metadata={"format": "pt"})
     own = [base / n for n in ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.model")]
     for path in [
@@ -93,7 +72,7 @@ def make_base(cfg, base, folder, target, kinds):
             return stamp
         with files.fresh(target, stamp=stamp) as tmp:
             files.need_disk(SERVED, 3.2 * sum(p.stat().st_size for p in base.glob("model*.safetensors")))
-            rounded(base, folder / "adapter", tmp / ".work", bool(cfg.get("load_in_4bit")))
+            rounded(cfg, base, folder / "adapter", tmp / ".work")
             f16, logs = tmp / "F16.gguf", folder / "logs"
             process.run(
                 [sys.executable, tool, tmp / ".work", "--outfile", f16, "--outtype", "f16"], logs / "served.log", f"convert {target.name}"
@@ -138,23 +117,6 @@ def reference(folder, cfg, prompts):
         return [model(input_ids=x).logits[0, -1].double().log_softmax(-1).cpu().numpy() for x in ids]
 
 
-def log_probabilities(url, ids, vocabulary, scale):
-    """The whole next-token distribution after `ids` with the adapter at `scale`, as natural logarithms [vocabulary]."""
-    import httpx
-    import numpy as np
-
-    body = {"prompt": ids, "n_predict": 1, "n_probs": vocabulary, "cache_prompt": False, "lora": [{"id": 0, "scale": scale}]}
-    answer = httpx.post(f"{url}/completion", json=body, timeout=600).json()
-    out = np.full(vocabulary, -np.inf)
-    for entry in answer["completion_probabilities"][0]["top_logprobs"]:
-        out[entry["id"]] = entry["logprob"]
-    if not np.isfinite(out).all():
-        raise ValueError(
-            f"llama-server gave {np.isfinite(out).sum()} of {vocabulary} probabilities; the model overflows or the vocabulary differs"
-        )
-    return out
-
-
 def prove_prompts(url, tokenizer, conversations, wanted):
     """The server's own template and tokenizer give training's ids."""
     import httpx
@@ -170,38 +132,34 @@ def prove_prompts(url, tokenizer, conversations, wanted):
             )
 
 
-def nmse(got, wanted):
-    return max(float(((a - b) ** 2).mean() / (b**2).mean()) for a, b in zip(got, wanted))
-
-
 def prove(name, cfg, target, kinds, adapter):
     """Figures of base and adapter together, of every kind. Raises ValueError where they are not the adapter that was trained."""
-    import numpy as np
     from transformers import AutoTokenizer
 
     folder = Path("outputs", name)
     tokenizer, conversations, figures, f16 = AutoTokenizer.from_pretrained(folder / "adapter"), prompts_of(name, cfg), {}, None
     ids = [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=True)["input_ids"] for c in conversations]
-    chosen = ids[:: max(1, len(ids) // PROMPTS)][:PROMPTS]
+    chosen = logits.spread(ids)
     wanted = reference(folder, cfg, chosen)
     vocabulary = len(wanted[0])
+
+    def ask(url, scale):
+        return [logits.log_probabilities(url, p, vocabulary, lora=[{"id": 0, "scale": scale}]) for p in chosen]
+
     for kind in kinds:
-        with process.llama(target / f"{kind}.gguf", folder / f"logs/lora-{kind}.log", "--lora", f'"{adapter}"', *EXACT) as url:
-            got = [log_probabilities(url, p, vocabulary, 1.0) for p in chosen]
+        path = target / f"{kind}.gguf"
+        with process.llama(path, folder / f"logs/lora-{kind}.log", "--lora", f'"{adapter}"', *logits.EXACT) as url:
+            got = ask(url, 1.0)
             if kind == "F16":
                 prove_prompts(url, tokenizer, conversations, ids)
-                f16, without = got, [log_probabilities(url, p, vocabulary, 0.0) for p in chosen]
-                figures = {"prompts": len(ids), "F16_nmse": nmse(got, wanted), "F16_nmse_without_the_adapter": nmse(without, wanted)}
-                if not figures["F16_nmse"] <= NMSE_BOUND:
-                    raise ValueError(
-                        f"{adapter}: on {target} its logits differ from the trained adapter's by an NMSE of {figures['F16_nmse']:.2e} (bound {NMSE_BOUND:.0e}); the conversion is wrong"
-                    )
-                if not figures["F16_nmse_without_the_adapter"] > figures["F16_nmse"]:
-                    raise ValueError(f"{adapter}: the logits are the same without it; it changes nothing, or is not applied")
-            else:
-                figures[f"{kind}_kld"] = sum(float((np.exp(b) * (b - a)).sum()) for a, b in zip(got, f16)) / len(got)
-                if not figures[f"{kind}_kld"] <= KLD_BOUND:
-                    raise ValueError(f"{target}/{kind}.gguf: {figures[f'{kind}_kld']:.2f} nats from F16 (bound {KLD_BOUND}); it is broken")
+                f16, without = got, logits.nmse(ask(url, 0.0), wanted)
+        if kind == "F16":
+            found = logits.same(f"{adapter} on {target}", got, wanted, "the trained adapter's")
+            figures = {"prompts": len(ids), "F16_nmse": found, "F16_nmse_without_the_adapter": without}
+            if not without > found:
+                raise ValueError(f"{adapter}: the logits are the same without it; it changes nothing, or is not applied")
+        else:
+            figures[f"{kind}_kld"] = logits.near(path, got, f16)
     return figures
 
 
@@ -211,7 +169,7 @@ def main(argv):
         return 2
     name, folder = argv[0], Path("outputs", argv[0])
     cfg = recipe.read(folder / "recipe.yml")
-    kinds, base = ["F16", *recipe.read(folder / "export.yml").get("quantize", [])], base_folder(cfg)
+    kinds, base = ["F16", *recipe.read(folder / "export.yml").get("quantize", [])], bases.folder(cfg)
     target = served_by(cfg, base, folder, kinds)
     stamp = make_base(cfg, base, folder, target, kinds)
     with files.fresh(folder / "lora", stamp=folder / "lora.json") as tmp:

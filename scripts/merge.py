@@ -15,21 +15,13 @@ import sys
 from pathlib import Path
 
 from scripts import files, process, receipt, recipe
+from scripts.proofs import base as bases
 
 PAIR, EMBEDDING = re.compile(r"base_model\.model\.(.+)\.lora(?:_embedding)?_A(?:\.weight)?"), "lora_embedding"
 SAMPLES = 12  # matrices checked, spread over the depth of the model
 # Unit roundoff u of the stored dtype. ΔW and the sum are each rounded to it, and |sum| ≤ 2·max(|W|, |ΔW|): an error of at most 3u of that maximum.
 # (fp32 is not rounded on the way; there the order of B·A's additions decides.)
 ROUNDOFF = {"BF16": 2**-8, "F16": 2**-11, "F32": 2**-18}
-
-
-def base_folder(cfg):
-    """The base's folder: local, or the hub cache's snapshot (training has downloaded it)."""
-    if recipe.is_local(cfg):
-        return Path(cfg["base_model"])
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(cfg["base_model"], allow_patterns=["*.safetensors", "*.json", "tokenizer.model"]))
 
 
 def shards(folder):
@@ -101,16 +93,6 @@ def scale(adapter):
     return config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
 
 
-def round_trip(weight):
-    """What QLoRA training saw of a weight: NF4 in blocks of 64, its scales quantized too (bitsandbytes), on the device that the merge uses."""
-    import torch
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    packed, state = quantize_4bit(weight.contiguous().to(device), blocksize=64, compress_statistics=True, quant_type="nf4")
-    return dequantize_4bit(packed, state).to("cpu", weight.dtype)
-
-
 def product(lora, pair, factor):
     """ΔW of a module, in fp32. PEFT keeps an embedding's the other way round: A is [r, vocabulary], B [hidden, r]."""
     a, b = (get(lora, key)[0].float() for key in pair)
@@ -140,14 +122,13 @@ def prove(cfg, merged, base_weights, lora, pairs, factor):
     result = index(merged)
     if missing := set(base_weights) - set(result):
         raise ValueError(f"{merged}: {len(missing)} of {len(base_weights)} tensors are missing (first: {min(missing)})")
-    quantized = bool(cfg.get("load_in_4bit"))
     names = sorted(pairs)[:: max(1, len(pairs) // SAMPLES)][:SAMPLES] if len(pairs) > SAMPLES else sorted(pairs)
     names += [module for module in pairs if EMBEDDING in pairs[module][0] and module not in names]
     worst, off, off_plain, norm = 0.0, 0.0, 0.0, 0.0
     for module in names:
         (w, dtype), (m, _) = get(base_weights, f"{module}.weight"), get(result, f"{module}.weight")
         delta = product(lora, pairs[module], factor)
-        start = (round_trip(w) if quantized and ".layers." in module else w).float()  # embedding and head are not quantized
+        start = (bases.round_trip(w) if bases.rounded(cfg, module) else w).float()
         size = start.abs().maximum(delta.abs()).clamp_min(1e-6)
         worst = max(worst, ((m.float() - start - delta).abs() / size).max().item())
         off, off_plain, norm = (
@@ -183,7 +164,7 @@ def main(argv):
         return 2
     name, folder = argv[0], Path("outputs", argv[0])
     cfg, adapter = recipe.read(folder / "recipe.yml"), folder / "adapter"
-    base = base_folder(cfg)
+    base = bases.folder(cfg)
     base_weights, lora, pairs = refuse_unfit(cfg, base, adapter)
     with files.fresh(folder / "merged", stamp=folder / "merge.json") as tmp:
         files.need_disk(folder, 1.1 * sum(p.stat().st_size for p in shards(base)))  # what a killed merge left is gone by now

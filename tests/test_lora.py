@@ -50,7 +50,7 @@ def test_base_and_adapter_are_what_was_trained_and_a_fault_is_found(chained, mon
     assert receipt.read(folder / "lora.json") == made and not Path(f"{base}.json").exists(), "the next run proves both anew"
 
     with monkeypatch.context() as changed:
-        changed.setattr(lora, "round_trip", lambda weight: weight)
+        changed.setattr(lora.bases, "round_trip", lambda weight: weight)
         with pytest.raises(ValueError, match="the conversion is wrong"):
             lora.main(["pirate-nano"])
     assert (

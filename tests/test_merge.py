@@ -36,9 +36,9 @@ def test_a_wrong_merge_is_caught(chain, tmp_path, wrong):
     if wrong == "one matrix not merged":
         tensors[name] = base
     elif wrong == "one doubled":
-        tensors[name] = tensors[name] + (tensors[name] - merge.round_trip(base))
+        tensors[name] = tensors[name] + (tensors[name] - merge.bases.round_trip(base))
     elif wrong == "base not rounded":
-        tensors[name] = tensors[name] - merge.round_trip(base) + base
+        tensors[name] = tensors[name] - merge.bases.round_trip(base) + base
     elif wrong == "a tensor missing":
         del tensors["model.norm.weight"]
     else:

@@ -199,7 +199,7 @@ def test_the_chain_goes_on_with_twice_the_adapter(chained):
     )
     module = "model.layers.1.self_attn.q_proj"
     base, once, twice = (merge.get(index, f"{module}.weight")[0] for index in where.values())
-    base, expected = merge.round_trip(base).float(), 2 * factor * delta(before, f"base_model.model.{module}")
+    base, expected = merge.bases.round_trip(base).float(), 2 * factor * delta(before, f"base_model.model.{module}")
     assert ((twice.float() - base - expected).norm() / expected.norm()).item() < 0.02  # bfloat16 of the merged weights
     assert ((twice.float() - base).norm() / (once.float() - base).norm()).item() == pytest.approx(2, abs=0.02)
     status = [line.split() for line in room("status").stdout.splitlines()]

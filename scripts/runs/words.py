@@ -58,7 +58,7 @@ def machine(made, ranks=None):
     of = made["machine"]
     if gpus := of.get("gpus"):
         return f"{ranks or len(gpus)} × {gpus[0]}"
-    return f"{of.get('cpu') or 'CPU'}, {of.get('cores')} cores"
+    return f"{of.get('cpu') or 'CPU'}, {of.get('cores')} core{'s' * (of.get('cores') != 1)}"
 
 
 def public(value):
