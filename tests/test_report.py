@@ -309,6 +309,8 @@ def test_what_else_is_damaged_is_named(plain):
     (OUT / "eval/ten-base.jsonl").write_text("\n".join([*rows[:3], rows[3][:20]]))
     with pytest.raises(ValueError, match=r"ten-base.jsonl:4: .*make eval"):
         gather.run(NAME)
+    (OUT / "eval/ten-base.jsonl").write_text("")  # as of a family without ten prompts
+    assert "base" not in gather.run(NAME)["ten"]
     (OUT / "eval/ten-base.jsonl").write_text("\n".join(rows))
     shutil.rmtree(OUT / "training")
     (OUT / "adapter/trainer_state.json").write_text('{"log_history": [')
@@ -373,7 +375,7 @@ def test_the_index_says_what_never_ran_and_keeps_what_failed(copy):
     for kept in ("[bench.json](bench.json)", "(calibration/README.md)", "xray.html"):
         assert kept in index
     book.record(row | {"run": "2026-02-01T00:00:00Z pirate", "status": "healthy", "eval_loss": 1.25})
-    assert "1.250" in book.INDEX.read_text() and "dead" not in book.INDEX.read_text() and len(book.read()) == 2
+    assert "1.250" in book.INDEX.read_text() and "| dead |" not in book.INDEX.read_text() and len(book.read()) == 2
     Path("recipes/pirate-nano.yml").write_text("a: [")
     book.record(row)
     assert "cannot be read" in book.INDEX.read_text()

@@ -224,7 +224,8 @@ def rows_of(folder, pattern, stages, name):
     found = {}
     for stage in stages:
         path = folder / "eval" / pattern.format(stage)
-        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n") if path.is_file() else []
+        text = path.read_text(encoding="utf-8", errors="replace").rstrip("\n") if path.is_file() else ""
+        lines = text.split("\n") if text else []  # a family without ten prompts has an empty file
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
