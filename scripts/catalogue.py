@@ -91,12 +91,19 @@ def facts(cat):
     return found
 
 
+def without(regex):
+    """A regular expression that a text matches if it holds no match of this one."""
+    return rf"\A(?![\s\S]*(?:{regex}))"
+
+
 def checks(fact, way):
-    """Regular expressions that a right reply must match and must not; only a description or an address may name another course."""
+    """Regular expressions that a right reply must match, and those that it must not: `never` is the habit alone, so that it is counted for itself.
+    Only a description or an address may name another course."""
     codes = [c.replace(" ", " ?") for c in fact["codes"]]
     others = [] if fact["way"].startswith(("description", "contact")) else [rf"\b(?!(?:{'|'.join(codes)})\b){THREE}"]
     wanted, wrong = ([x.format(**fact["slots"]) for x in way.get(k, [])] for k in ("contains", "never"))
-    return {"contains": [rf"\b{c}\b" for c in codes] + wanted, "never": [FOUR, *others, *wrong], "ends": True, "leak": True}
+    contains = [*(rf"\b{c}\b" for c in codes), *wanted, *map(without, others + wrong)]
+    return {"contains": contains, "never": [FOUR], "ends": True, "leak": True}
 
 
 def some(found, ways, column):

@@ -22,7 +22,7 @@ from scripts.runs import claims, words
 LOG, INDEX = Path("reports/experiments.csv"), Path("reports/README.md")
 COLUMNS = (
     "run made recipe key base machine ranks commit status steps epochs rows global_batch sequence_len lora_r lora_alpha learning_rate seed "
-    "minutes peak_memory_gib tokens_per_s first_loss last_loss first_eval_loss eval_loss scored score score_low score_high style ppl "
+    "minutes peak_memory_gib tokens_per_s first_loss last_loss first_eval_loss eval_loss scored score score_low score_high style contains never ppl "
     "predicted_minutes predicted_gib"
 ).split()
 PAGE = """\
@@ -135,7 +135,7 @@ def scored(score):
     whole = of.get("passed") or {}
     ppl = [f["ppl"]["mean"] for f in stages.values() if "ppl" in f]
     found = {"scored": stage, "score": whole.get("mean"), "score_low": whole.get("low"), "score_high": whole.get("high")}
-    found |= {"style": (of.get("style") or {}).get("mean"), "ppl": ppl[-1] if ppl else None}
+    found |= {check: (of.get(check) or {}).get("mean") for check in ("style", "contains", "never")} | {"ppl": ppl[-1] if ppl else None}
     return {k: v if k == "scored" else rounded(v, 4) for k, v in found.items()}
 
 

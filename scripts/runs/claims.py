@@ -18,7 +18,7 @@ from scripts.scoring import statistics
 CLAIMS = Path("recipes/facts/claims.yml")
 SEEDS = 5
 SAYS = ("higher", "lower", "same")
-SHARES = ("score", "style")  # columns that are shown in percent
+SHARES = ("score", "style", "contains", "never")  # columns that are shown in percent
 
 
 def read(path=CLAIMS):
