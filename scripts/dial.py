@@ -3,9 +3,9 @@
     make dial RECIPE=msu-nano                        # 0.25 to 4 times ΔW as trained, on the base as training rounded it; 0 is that base alone
     python -m scripts.dial msu-nano 1 1.25 1.5       # strengths of your own (make dial BY="1 1.25 1.5"); --limit N: a quick look at N rows
 
-→ reports/NAME/dial.json, dial.png. The task is the share of held-out rows that pass all their checks, as `make eval` counts it at the stage `adapter`.
-Forgotten is what replies that the base knew have become less likely, in nats a token: the logarithm of their perplexity over the base's. They are rows
-that the recipe never trained: general.jsonl of its family, under a nano base again.jsonl (from what it has read), else eval-plain.jsonl; where these have
+→ reports/NAME/dial.json, dial.png. The task is the share of held-out rows that pass all their checks, as `make eval` counts it at the stage `adapter`; where
+no strength passes more of them than the base does, it is what their replies have become more likely (learned), in nats a token: the logarithm of the base's
+perplexity over theirs. Forgotten is what replies that the base knew have become less likely, in the same way. They are rows that the recipe never trained: general.jsonl of its family, under a nano base again.jsonl (from what it has read), else eval-plain.jsonl; where these have
 checks, it is also counted how many pass.
 
 The knee is Kneedle's (Satopää, Albrecht, Irwin, Raghavan 2011, Finding a "Kneedle" in a Haystack): with both axes of the curve, task over forgetting,
@@ -73,21 +73,21 @@ def job(args, cfg):
 
 
 def measured(job, replies, likelihood, tick):
-    """{"task", "ppl", "remembered"} at the strength that the model has now."""
+    """{"task", "task_ppl", "ppl", "remembered"} at the strength that the model has now."""
     said = replies(job["prompts"] + [data.prompt(r) for r in job["asked"]], job["chosen"], tick)
     n = len(job["rows"])
     task = asking.lines(job["rows"], job["prompts"], said[:n], [None] * n, job["voice"])
     kept = asking.lines(job["asked"], [data.prompt(r) for r in job["asked"]], said[n:], [None] * len(said[n:]), None)
-    losses = likelihood(job["known"], tick)
     return {
         "task": statistics.interval([line["passed"] for line in task]),
-        "ppl": statistics.perplexity(*zip(*losses)),
+        "task_ppl": statistics.perplexity(*zip(*likelihood(job["rows"], tick))),
+        "ppl": statistics.perplexity(*zip(*likelihood(job["known"], tick))),
         "remembered": statistics.interval([line["passed"] for line in kept]) if kept else None,
     }
 
 
 def sweep(name, cfg, job, strengths):
-    """[{"strength", "task", "ppl", "remembered", "forgotten"}] from the base, 0, upwards."""
+    """[{"strength", "task", "task_ppl", "ppl", "remembered", "learned", "forgotten"}] from the base, 0, upwards."""
     from tqdm import tqdm
 
     from scripts.scoring import weights
@@ -95,13 +95,14 @@ def sweep(name, cfg, job, strengths):
     folder, found = Path("outputs", name), []
     model, tokenizer = weights.load("adapter", folder, cfg)
     (replies, likelihood), turn = weights.speaker(model, tokenizer, folder, cfg), scaling.turning(model)
-    total = (1 + len(strengths)) * sum(len(job[k]) for k in ("rows", "asked", "known"))
+    total = (1 + len(strengths)) * sum(len(job[k]) for k in ("rows", "rows", "asked", "known"))
     form = "{desc} {bar:24} {n_fmt}/{total_fmt} {elapsed}<{remaining}"
     with tqdm(desc=f"{f'dial {name}':<28}", total=total, bar_format=form, leave=False, disable=not sys.stderr.isatty()) as bar:
         for strength in [0, *strengths]:
             turn(strength)
             found.append({"strength": strength} | measured(job, replies, likelihood, bar.update))
     for row in found:
+        row["learned"] = round(math.log(found[0]["task_ppl"]["mean"] / row["task_ppl"]["mean"]), 4)
         row["forgotten"] = round(math.log(row["ppl"]["mean"] / found[0]["ppl"]["mean"]), 4)
     return found
 
@@ -121,42 +122,46 @@ def knee(points):
 def judged(rows):
     """(the knee's row or None, what is to be said) of a sweep."""
     base, *others = rows
-    best = max(others, key=lambda r: r["task"]["mean"])
-    if best["task"]["low"] <= base["task"]["high"]:
-        return None, "no knee: no strength does more of the task than the base does, beyond the noise of the prompts"
+    passing = max(r["task"]["low"] for r in others) > base["task"]["high"]  # beyond the noise of the prompts
+    gains = [r["task"]["mean"] if passing else r["learned"] for r in rows]
+    if max(gains) <= gains[0]:
+        return None, "no knee: no strength does more of the task than the base does"
     if max(r["forgotten"] for r in others) <= 0:
+        best = others[gains[1:].index(max(gains[1:]))]
         return None, f"no knee: nothing was forgotten up to {others[-1]['strength']:g} ×; {best['strength']:g} × does most of the task"
-    at = knee([(r["forgotten"], r["task"]["mean"]) for r in rows])
+    at = knee([(r["forgotten"], gain) for r, gain in zip(rows, gains)])
     if at is None:
         return None, "no knee: task over forgetting does not flatten anywhere, so the choice is yours"
-    found = rows[at]
-    said = f"the knee is at {found['strength']:g} ×: {words.share(found['task']['mean'])} of the task for {found['forgotten']:.2f} nats a token forgotten"
-    if following := rows[at + 1 : at + 2]:
-        more, cost = (following[0][k] for k in ("task", "forgotten"))
-        points = 100 * (more["mean"] - found["task"]["mean"])
-        said += (
-            f"; {following[0]['strength']:g} × does {abs(points):.0f} points {'more' if points > 0 else 'less'} of it, at {cost:.2f} nats"
-        )
-    return found, said
+    found, following = rows[at], rows[at + 1 : at + 2]
+    did = f"{words.share(gains[at])} of the task" if passing else f"{gains[at]:.2f} nats a token learned"
+    said = f"the knee is at {found['strength']:g} ×: {did} for {found['forgotten']:.2f} nats a token forgotten"
+    if following:
+        more = gains[at + 1] - gains[at]
+        unit = f"{abs(100 * more):.0f} points" if passing else f"{abs(more):.2f} nats"
+        cost = following[0]["forgotten"]
+        said += f"; {following[0]['strength']:g} × does {unit} {'more' if more > 0 else 'less'}, at {cost:.2f} nats"
+    return found, said + ("" if passing else " (no strength passes more rows than the base does, beyond the noise)")
 
 
 def picture(rows, found, names):
     """PNG: the task and what was forgotten, by strength; 95 % intervals; the base as a dashed line; the knee."""
     base, *others = rows
+    learned, forgotten, marked = canvas.SERIES["light"][:3]
     panels = [
-        ("task", 100, f"task: rows of {names[0]} that pass, %"),
-        ("ppl", 1, f"forgotten: perplexity of {names[1]}, which the base knew"),
+        ("task", 100, learned, f"task: rows of {names[0]} that pass, %"),
+        ("task_ppl", 1, learned, f"learned: perplexity of the replies of {names[0]}"),
+        ("ppl", 1, forgotten, f"forgotten: perplexity of {names[1]}, which the base knew"),
     ]
-    panels += [("remembered", 100, f"rows of {names[1]} still answered rightly, %")] if base["remembered"] else []
-    colours, theme = canvas.SERIES["light"], canvas.THEMES["light"]
+    panels += [("remembered", 100, forgotten, f"rows of {names[1]} still answered rightly, %")] if base["remembered"] else []
+    theme = canvas.THEMES["light"]
     with canvas.figure("light", 0.5 + 1.75 * len(panels), canvas.WIDE) as (fig, png):
         axes = fig.subplots(len(panels), sharex=True)
-        for n, (ax, (key, times, title)) in enumerate(zip(axes, panels)):
+        for ax, (key, times, colour, title) in zip(axes, panels):
             xs, of = [r["strength"] for r in others], [r[key] for r in others]
-            ax.plot(xs, [times * f["mean"] for f in of], color=colours[n], lw=1.6, marker="o", ms=4, zorder=3)
+            ax.plot(xs, [times * f["mean"] for f in of], color=colour, lw=1.6, marker="o", ms=4, zorder=3)
             ends = [(x, times * f["low"], times * f["high"]) for x, f in zip(xs, of) if "low" in f]
             if ends:
-                ax.vlines(*zip(*ends), color=colours[n], lw=1.6, alpha=0.45)
+                ax.vlines(*zip(*ends), color=colour, lw=1.6, alpha=0.45)
             level = times * base[key]["mean"]
             ax.axhline(level, color=theme["soft"], lw=1, ls=(0, (4, 2)), zorder=1)
             ax.annotate(
@@ -166,28 +171,28 @@ def picture(rows, found, names):
             if times == 100:
                 ax.set_ylim(-4, 104)
                 ax.set_yticks([0, 25, 50, 75, 100])
-            elif max(f["mean"] for f in of) > 10 * level:
+            elif max(f["mean"] for f in of) > 10 * min(f["mean"] for f in of):
                 ax.set_yscale("log")
                 ax.yaxis.set_major_formatter(lambda v, _: canvas.plain(v))
             if found:
-                ax.axvline(found["strength"], color=colours[3], lw=1, ls=":", zorder=2)
+                ax.axvline(found["strength"], color=marked, lw=1, ls=":", zorder=2)
         axes[0].set_xscale("log")
         for ax in axes:
             ax.minorticks_off()
         axes[-1].set_xticks(xs, [f"{x:g}" for x in xs])
         axes[-1].set_xlabel("strength: times ΔW as trained")
         if found:
-            canvas.inside(axes[0], "knee", found["strength"], 0.9, colours[3])
+            canvas.inside(axes[0], "knee", found["strength"], 0.9, marked)
     return png.getvalue()
 
 
 def table(rows, found):
     """The sweep as lines of text."""
-    heads = ["strength", "task", "forgotten", "perplexity", *(["still right"] if rows[0]["remembered"] else [])]
+    heads = ["strength", "task", "learned", "forgotten", "perplexity", *(["still right"] if rows[0]["remembered"] else [])]
     shown = [heads]
     for r in rows:
         cells = [f"{r['strength']:g}" + (" base" if not r["strength"] else " knee" if r is found else ""), words.interval(r["task"])]
-        cells += [f"{r['forgotten']:+.3f}" if r["strength"] else "–"]
+        cells += [f"{r[key]:+.3f}" if r["strength"] else "–" for key in ("learned", "forgotten")]
         cells += [f"{r['ppl']['mean']:.4g}" + (f" ({r['ppl']['low']:.4g}–{r['ppl']['high']:.4g})" if "low" in r["ppl"] else "")]
         shown.append(cells + ([words.interval(r["remembered"])] if r["remembered"] else []))
     wide = [max(map(len, column)) + 2 for column in zip(*shown)]

@@ -26,7 +26,7 @@ from scripts.watch import lines
 USUAL = 180  # seconds of a run, until one was measured
 NEEDS = 3 * 2**30  # bytes of memory that a run may take
 # What stands on these runs, made last. The ladder's exit 1 says that no phase met its criteria, which is a result.
-AFTER = [("ladder", "undertrained-nano"), ("ladder", "undertrained-dead-nano", "STEPS=25 100"), ("dial", "msu-nano")]
+AFTER = [("ladder", "undertrained-nano", "UNTIL=optimal"), ("ladder", "undertrained-dead-nano", "STEPS=25 100"), ("dial", "msu-nano")]
 TRAINED = defaultdict(Lock)  # one at a time of a run and of what is made from its adapter (x_strength)
 
 

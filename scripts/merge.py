@@ -4,6 +4,7 @@
 
 QLoRA trained against the NF4 rounding of the base, so the merge adds the adapter to the *round-tripped* weights:
 merged = NF4⁻¹(NF4(W)) + alpha/r · B·A  (QLoRA, arXiv 2305.14314, eq. 5; rank-stabilised: alpha/√r, arXiv 2312.03732).
+An 8-bit base is merged unrounded: LLM.int8 chooses by the activations what it keeps in 16 bits, so there is no one matrix that was trained against.
 The tokenizer and the chat template are those that training saved: Axolotl's merge would take the base's.
 """
 

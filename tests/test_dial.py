@@ -24,6 +24,8 @@ def rows(tasks, costs, remembered=True):
             "strength": strength,
             "task": share(task),
             "ppl": {"mean": ppl, "low": 0.8 * ppl, "high": 1.25 * ppl, "n": 20},
+            "task_ppl": {"mean": 100 * math.exp(-task), "n": 120},
+            "learned": task,
             "forgotten": cost,
         }
         found.append(one | {"remembered": share(0.9 * math.exp(-cost)) if remembered else None})
@@ -59,12 +61,14 @@ def test_no_knee_where_the_curve_has_none(points):
 def test_what_is_said():
     found, said = dial.judged(rows(TASK, COST))
     assert found["strength"] == 0.75 and said.startswith(
-        "the knee is at 0.75 ×: 70 % of the task for 0.30 nats a token forgotten; 1 × does 2 points more"
+        "the knee is at 0.75 ×: 70 % of the task for 0.30 nats a token forgotten; 1 × does 2 points more, at "
     )
-    assert dial.judged(rows([0.02] * 8 + [0.06], COST)) == (
-        None,
-        "no knee: no strength does more of the task than the base does, beyond the noise of the prompts",
+    assert dial.judged(rows([0.02] * 9, COST)) == (None, "no knee: no strength does more of the task than the base does")
+    found, said = dial.judged(rows([0.1 * t for t in TASK], COST))  # as many rows pass as by chance, but the replies are likelier
+    assert found["strength"] == 0.75 and said.startswith(
+        "the knee is at 0.75 ×: 0.07 nats a token learned for 0.30 nats a token forgotten; 1 × does 0.00 nats more, at "
     )
+    assert said.endswith("(no strength passes more rows than the base does, beyond the noise)")
     assert dial.judged(rows(TASK, [-c for c in COST]))[1].startswith("no knee: nothing was forgotten up to 4 ×; 2 × does most")
     assert dial.judged(rows([c / 5 for c in COST], COST))[1].startswith("no knee: task over forgetting does not flatten")
 
@@ -73,7 +77,13 @@ def test_the_table_and_the_picture_show_it(copy):
     swept = rows(TASK, COST)
     found, _ = dial.judged(swept)
     lines = dial.table(swept, found)
-    assert len(lines) == 10 and lines[1].startswith("0 base") and lines[4].split()[:3] == ["0.75", "knee", "70"] and "+0.300" in lines[4]
+    assert (
+        len(lines) == 10
+        and lines[1].startswith("0 base")
+        and lines[4].split()[:3] == ["0.75", "knee", "70"]
+        and "+0.700" in lines[4]
+        and "+0.300" in lines[4]
+    )
     drawn = dial.picture(swept, found, ["eval.jsonl", "again.jsonl"])
     assert drawn[:4] == b"\x89PNG" and drawn == dial.picture(swept, found, ["eval.jsonl", "again.jsonl"])
     assert drawn != dial.picture(swept, None, ["eval.jsonl", "again.jsonl"])
