@@ -17,7 +17,7 @@ import os
 import re
 import socket
 import sys
-import threading
+import time
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -251,7 +251,8 @@ def main(argv):
     page(args.name, process.ollama_url()).launch(theme=theme, css_paths=look, **here, **bare)
     print(f"cards       http://127.0.0.1:{args.port}, by {recipe.ollama_name(args.name)}; Ctrl-C ends it", flush=True)
     with suppress(KeyboardInterrupt):
-        threading.Event().wait()
+        while True:  # not one long wait: the signal may reach another thread, which does not wake this one
+            time.sleep(0.5)
     os._exit(0)  # nothing is left to be saved, and Gradio's threads would wait for open pages, or die with tracebacks
 
 
