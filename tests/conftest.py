@@ -1,5 +1,6 @@
 """What the tests share: a copy of the repository to break, the real chain of pirate-nano, and real Ollama servers."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -16,6 +17,12 @@ TRACKED = ["Makefile", "README.md", "pyproject.toml", "requirements", "recipes",
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of the CPU path, also where there is a GPU
+
+
+def pytest_collection_modifyitems(items):
+    """Files that train or serve come first: they take minutes, and the quick ones then fill what is left of each core."""
+    slow = {item.path for item in items if {"chain", "laptop", "ollama"} & set(item.fixturenames)}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -66,25 +73,40 @@ def one_line(result, *words):
     return lines[0]
 
 
-@pytest.fixture
-def copy(tmp_path, monkeypatch):
-    """A copy of the repository to break: its own recipes, data and outputs; the installed packages and the nano base are the real ones."""
+def clone(place, nano=False):
+    """Lay the repository out in a folder: its own recipes, data and outputs; the installed packages, and on request the nano bases, are the real ones."""
     for item in TRACKED:
         source = ROOT / item
         if source.is_dir():
-            shutil.copytree(source, tmp_path / item, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, place / item, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.exists():
-            shutil.copy2(source, tmp_path / item)
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    monkeypatch.chdir(tmp_path)
+            shutil.copy2(source, place / item)
+    (place / ".venv").symlink_to(ROOT / ".venv")
+    if nano:
+        shutil.copytree(ROOT / "outputs/nano", place / "outputs/nano")
+    return place
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """A copy of the repository to break."""
+    monkeypatch.chdir(clone(tmp_path))
     return tmp_path
+
+
+def make(*goals):
+    """make in the repository itself, one process of the tests after the other."""
+    lock = os.open(ROOT, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    made = run("make", *goals, cwd=ROOT)
+    os.close(lock)
+    assert made.returncode == 0, made.stdout + made.stderr
 
 
 @pytest.fixture(scope="session")
 def chain():
     """outputs/pirate-nano, made by `make modelfile`: trained, merged, converted, proven. The real thing, minutes long the first time."""
-    made = run("make", "modelfile", "RECIPE=pirate-nano", cwd=ROOT)
-    assert made.returncode == 0, made.stdout + made.stderr
+    make("modelfile", "RECIPE=pirate-nano")
     return ROOT / "outputs/pirate-nano"
 
 

@@ -3,13 +3,12 @@
 import contextlib
 import random
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
-from conftest import ROOT, TRACKED, one_line, room, run
+from conftest import ROOT, clone, one_line, room, run
 from scripts import ask, data, files, lint, lora, receipt, recipe
 from scripts import ollama as room_ollama
 
@@ -294,11 +293,7 @@ def train(folder, rows, steps):
 @pytest.fixture(scope="module")
 def both(chain, tmp_path_factory):
     """A copy of the repository in which mcq-nano and saq-nano are trained and served, on the base that the chain has already made."""
-    here = tmp_path_factory.mktemp("both")
-    for item in TRACKED:
-        copied = shutil.copytree if (ROOT / item).is_dir() else shutil.copy2
-        copied(ROOT / item, here / item)
-    shutil.copytree(ROOT / "outputs/nano", here / "outputs/nano")
+    here = clone(tmp_path_factory.mktemp("both"), nano=True)
     with contextlib.chdir(here):
         for name, least in (("mcq", 1), ("saq", 4)):  # answers of a word need longer: at first the likeliest token is the end
             folder = Path(f"outputs/{name}-nano")

@@ -2,14 +2,13 @@ import random
 
 import pytest
 
-from conftest import ROOT, run
+from conftest import ROOT, make
 from scripts import base, data, files
 
 
 @pytest.fixture(scope="module")
 def nano():
-    made = run("make", "base", "RECIPE=pirate", cwd=ROOT)
-    assert made.returncode == 0, made.stdout + made.stderr
+    make("base", "RECIPE=pirate")
     return ROOT / "outputs/nano/pirate"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT, TRACKED, one_line, room, run
+from conftest import clone, one_line, room, run
 from scripts import files, health, receipt, train
 from scripts.watch import accuracy, bar, lines, pace, quiet, weights
 
@@ -47,12 +47,8 @@ class SlowThenNan(BasePlugin):
 @pytest.fixture(scope="module")
 def ward(chain, tmp_path_factory):
     """A copy of the repository with pirate-nano on 96 rows, prepared."""
-    place = tmp_path_factory.mktemp("ward")
-    for item in TRACKED:
-        (shutil.copytree if (ROOT / item).is_dir() else shutil.copy2)(ROOT / item, place / item)
-    (place / ".venv").symlink_to(ROOT / ".venv")
+    place = clone(tmp_path_factory.mktemp("ward"), nano=True)
     (place / "scripts/spoil.py").write_text(PLUGINS)
-    shutil.copytree(ROOT / "outputs/nano", place / "outputs/nano")
     for name, rows in (("train", 96), ("eval", 8)):
         path = place / f"datasets/pirate/{name}.jsonl"
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))

@@ -2,12 +2,11 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import chatml
 import pytest
-from conftest import OLLAMA_VERSIONS, ROOT, TRACKED, one_line, room, run
+from conftest import OLLAMA_VERSIONS, clone, one_line, room, run
 from jinja2 import Environment
 from test_snapshot import edit
 
@@ -98,10 +97,7 @@ def test_the_class_that_the_recipe_names_keeps_the_splitting_of_digits(digits):
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory):
     """A copy of the repository in which the recipe went from 48 rows to its Modelfile, on a nano stand-in for its base."""
-    here = tmp_path_factory.mktemp("laptop")
-    for item in TRACKED:
-        (shutil.copytree if (ROOT / item).is_dir() else shutil.copy2)(ROOT / item, here / item)
-    (here / ".venv").symlink_to(ROOT / ".venv")
+    here = clone(tmp_path_factory.mktemp("laptop"))
     chatml.make(here / "outputs/chatml/nano", chatml.NANO, steps=150)
     for name, rows in (("train", 48), ("eval", 8)):
         path = here / f"datasets/pirate/{name}.jsonl"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from conftest import one_line, room, run
-from scripts import data, facts, plan, recipe
+from scripts import facts, plan, recipe
 from scripts.runs import published
 from scripts.steps import memory, packing
 from test_snapshot import edit

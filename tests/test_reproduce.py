@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TRACKED, one_line, room, run
+from conftest import clone, one_line, room, run
 from scripts import files, receipt, reproduce
 from scripts.runs import apart
 from test_snapshot import edit
@@ -16,15 +16,7 @@ OUT = Path("outputs", NAME)
 @pytest.fixture(scope="module")
 def made(chain, tmp_path_factory):
     """A variant made to the merge in three steps of training, once for this file. Its rows are those that the real chain prepared."""
-    place = tmp_path_factory.mktemp("made")
-    for item in TRACKED:
-        source = ROOT / item
-        if source.is_dir():
-            shutil.copytree(source, place / item, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, place / item)
-    (place / ".venv").symlink_to(ROOT / ".venv")
-    shutil.copytree(ROOT / "outputs/nano", place / "outputs/nano")
+    place = clone(tmp_path_factory.mktemp("made"), nano=True)
     edit(place / "recipes/pirate-nano.yml", "num_epochs: 2\n", "num_epochs: 2\nmax_steps: 3\n")
     assert room("snapshot", NAME, cwd=place).returncode == 0
     shutil.copytree(chain / "prepared", place / OUT / "prepared")
