@@ -27,6 +27,7 @@ CHOICE = re.compile(r"\?|\b(?:which|choose|pick|select|option)\b", re.IGNORECASE
 ALONE = re.compile(
     r"(?<![\w.'])(?!A\s+(?!or\b|and\b|nor\b|is\b|because\b)[a-z])([A-H])(?!['\w+#]|-\w|\.\w)"
 )  # a letter for itself, no article
+LABEL = re.compile(r"\([A-H]\)|[A-H][).:]", re.IGNORECASE)  # of an option; `B` alone may be an answer
 SENTENCES = re.compile(r"[^\W_A-Z]{3}[.!?]+\s+(?=[A-Z])|\n")  # where another begins; `Mrs. Smith` is none
 WORDS = 30  # of a short answer
 
@@ -94,6 +95,8 @@ def fault(reply, ended, choices=None):
         return "does not end"
     if choices is None:
         words = len(reply.split())
+        if LABEL.fullmatch(reply.strip()):
+            return "an option's letter, and there are no options"
         return f"{words} words" if words > WORDS else "more than a sentence" if SENTENCES.search(reply.strip()) else None
     said, texts = checks.letter(reply), {letter: text for letter, _, text in choices}
     if said not in texts:
@@ -113,7 +116,7 @@ def served(names):
     made = [receipt.read(Path("outputs", name, "lora.json")) for name in names]
     for name, found in zip(names, made):
         if not found:
-            raise ValueError(f"outputs/{name}: no lora.json, so there is nothing to ask; {backends.make('ask', name)} makes it")
+            raise ValueError(f"outputs/{name}: no lora.json, so there is nothing to ask; {recipe.command('ask', name)} makes it")
     bases = {found["figures"]["base"] for found in made}
     if len(bases) > 1:
         raise ValueError(

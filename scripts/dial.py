@@ -226,7 +226,7 @@ def main(argv):
     name, folder, strengths = args.name, Path("outputs", args.name), strengths_of(args.strengths)
     if not (folder / "recipe.yml").is_file():
         recipe.load(name)  # says so, where there is no such recipe
-        raise ValueError(f"{folder}: nothing was made there yet; {backends.make('dial', name)} makes it")
+        raise ValueError(f"{folder}: nothing was made there yet; {recipe.command('dial', name)} makes it")
     cfg = recipe.read(folder / "recipe.yml")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all of it is here
     backends.check(name, "adapter", cfg)

@@ -6,6 +6,7 @@ Errors that a person can mend are ValueError or OSError with one line: what is w
 """
 
 import errno
+import fcntl
 import glob
 import hashlib
 import os
@@ -79,6 +80,18 @@ def fresh(target, stamp=None):
     finally:
         _settle(old, target)
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder):
+    """One process at a time. The lock is on the folder itself: no file is left behind."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _settle(old, target):

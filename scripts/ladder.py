@@ -105,11 +105,10 @@ def moved(change, digits):
 
 def train(name):
     """`make train` of a phase, its lines on the screen. False if it was stopped as dead; raises ChildProcessError if it failed in any other way."""
-    stem, *changes = name.split("+")
     env = {key: value for key, value in os.environ.items() if key not in UNSET}
-    code = subprocess.run(["make", "train", f"RECIPE={stem}", f"SET={' '.join(changes)}"], env=env).returncode
+    code = subprocess.run(["make", "train", *recipe.words(name)], env=env).returncode
     if code and not lines.dead(Path("outputs", name, "health.jsonl")):
-        raise ChildProcessError(f"`make train RECIPE={stem}` failed, for the reason above; mend that, and `make ladder` goes on from there")
+        raise ChildProcessError(f"{recipe.command('train', name)} failed, for the reason above; mend that, and `make ladder` goes on from there")
     return not code
 
 

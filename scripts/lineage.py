@@ -29,7 +29,7 @@ def receipts(name):
     if base.is_relative_to("outputs/nano"):
         found["base"] = receipt.read(base)
         if base.exists() and (fault := gather.damage("base", found["base"])):
-            raise ValueError(f"{base}: not a whole receipt ({fault}); `rm '{base}'`, then {gather.command('base', name)} makes it anew")
+            raise ValueError(f"{base}: not a whole receipt ({fault}); `rm '{base}'`, then {recipe.command('base', name)} makes it anew")
     made = gather.read_receipts(folder, name)
     stages = {stage: made[stage] for stage in STAGES[1:]}
     if (source := recipe.unscaled(name)) != name:  # another run's adapter, scaled
@@ -41,10 +41,10 @@ def receipts(name):
 def place(name, stage):
     """(the path of a stage's receipt, the command that makes it)."""
     if stage == "base":
-        return f"{recipe.read(f'outputs/{name}/recipe.yml')['base_model']}.json", gather.command(stage, name)
+        return f"{recipe.read(f'outputs/{name}/recipe.yml')['base_model']}.json", recipe.command(stage, name)
     own = recipe.unscaled(name) if stage in ("preprocess", "train") else name
     stage = "train" if stage == "strength" else stage
-    return f"outputs/{own}/{stage}.json", gather.command(stage, own)
+    return f"outputs/{own}/{stage}.json", recipe.command(stage, own)
 
 
 def broken(stage, path, expected, found, why, fix):
@@ -90,7 +90,7 @@ def digests(paths):
 def fix(name, stage, path, made):
     """What to do about a file or folder that is not what a receipt says."""
     if path == f"outputs/{name}/recipe.yml":
-        return f"the recipe says something else by now: {gather.command('train', name)} trains it, or put recipes/{name.split('+')[0]}.yml back"
+        return f"the recipe says something else by now: {recipe.command('train', name)} trains it, or put recipes/{name.split('+')[0]}.yml back"
     if verb(made[stage], path) == "wrote":
         where, command = place(name, stage)
         return f"`rm '{where}'` and {command} make it anew"
@@ -100,7 +100,7 @@ def fix(name, stage, path, made):
         if path.startswith(("outputs/", "/")) or commit.endswith("-dirty")
         else f"`git checkout {commit} -- {path}` puts it back"
     )
-    return f"{back}, or {gather.command('train', name)} takes what is there now"
+    return f"{back}, or {recipe.command('train', name)} takes what is there now"
 
 
 def on_disk(name, known, made):
@@ -137,7 +137,7 @@ def in_ollama(name, done):
     for what, expected, found in (("model", done["figures"].get("digest"), held[model]), ("weights in Ollama", gguf, weights)):
         if expected != found:
             why = f"the {what}: {str(expected)[:12]} was proven, Ollama at {url} has {str(found)[:12]}"
-            breaks.append(broken("ollama", model, expected, found, why, gather.command("ollama", name)))
+            breaks.append(broken("ollama", model, expected, found, why, recipe.command("ollama", name)))
     return f"the Ollama at {url} has {'another one' if breaks else 'this very one'}", breaks
 
 

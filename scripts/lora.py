@@ -7,13 +7,11 @@ tokenizer, template and quant types share it. Proven: prompts get training's tok
 trained (PEFT on the 4-bit base, in fp32), and other ones without the adapter; each quantized base stays near F16.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 from scripts import data, files, process, receipt, recipe
@@ -23,14 +21,10 @@ from scripts.proofs import logits
 SERVED = Path("outputs/served")
 
 
-def of_tokenizer(folder):
-    return [p for p in sorted(folder.iterdir()) if p.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
-
-
 def served_by(cfg, base, folder, kinds):
     """The folder of the GGUFs that this adapter is served by, named by all that decides them."""
     known = receipt.read(folder / "train.json")["inputs"].get(str(base), base.name)  # a base of the hub: the commit of its snapshot
-    decides = [known, bool(cfg.get("load_in_4bit")), kinds, [files.sha256(p) for p in of_tokenizer(folder / "adapter")]]
+    decides = [known, bool(cfg.get("load_in_4bit")), kinds, [files.sha256(p) for p in bases.tokenizer_files(folder / "adapter")]]
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     return SERVED / f"{Path(cfg['base_model']).name}-{key[:8]}"
 
@@ -48,26 +42,15 @@ def rounded(cfg, base, tokenizer, out):
             tensors[key] = bases.round_trip(tensors[key].float()).half()
         save_file(tensors, out / shard.name, metadata={"format": "pt"})
     own = [base / n for n in ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.model")]
-    for path in [
-        *(p for p in own if p.exists()),
-        *of_tokenizer(tokenizer),
-    ]:  # the converter wants tokenizer.model, and training does not save it
+    # The converter wants tokenizer.model, and training does not save it.
+    for path in [*filter(Path.exists, own), *bases.tokenizer_files(tokenizer)]:
         shutil.copy2(path, out / path.name)
-
-
-@contextmanager
-def alone(path):
-    """One process at a time: two recipes that share a base may be made side by side."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def make_base(cfg, base, folder, target, kinds):
     """The GGUFs of the base in `target`, unless they stand."""
     stamp, tool = SERVED / f"{target.name}.json", process.llama_cpp("convert_hf_to_gguf.py")
-    with alone(SERVED / ".lock"):
+    with files.locked(SERVED):  # two recipes that share a base may be made side by side
         if receipt.read(stamp) and all((target / f"{kind}.gguf").is_file() for kind in kinds):
             return stamp
         with files.fresh(target, stamp=stamp) as tmp:
@@ -82,7 +65,7 @@ def make_base(cfg, base, folder, target, kinds):
                 command = [process.llama_cpp("llama-quantize"), f16, tmp / f"{kind}.gguf", kind]
                 process.run(command, logs / f"served-{kind}.log", f"quantize {kind}")
         sizes = {f"{kind}_mib": round((target / f"{kind}.gguf").stat().st_size / 2**20, 2) for kind in kinds}
-        receipt.write(stamp, [base, *of_tokenizer(folder / "adapter")], sorted(target.glob("*.gguf")), sizes, files.sha256)
+        receipt.write(stamp, [base, *bases.tokenizer_files(folder / "adapter")], sorted(target.glob("*.gguf")), sizes, files.sha256)
     return stamp
 
 

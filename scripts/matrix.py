@@ -55,14 +55,11 @@ def logged(name, rows):
 
 def make(goal, name, *more):
     """`make GOAL` of a run, its output in outputs/matrix/NAME.log. Returns its exit status."""
-    own, *changes = name.split("+")
     log = Path("outputs/matrix", f"{name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "BASE", "GPUS")} | {"OMP_NUM_THREADS": "1"}
     with open(log, "a", encoding="utf-8") as out:
-        return subprocess.run(
-            ["make", goal, f"RECIPE={own}", f"SET={' '.join(changes)}", *more], env=env, stdout=out, stderr=out
-        ).returncode
+        return subprocess.run(["make", goal, *recipe.words(name), *more], env=env, stdout=out, stderr=out).returncode
 
 
 def one(name):

@@ -187,11 +187,10 @@ def main(argv):
         for path in (work / "merged").iterdir():
             os.replace(path, tmp / path.name)
         shutil.rmtree(work)
-        for stale in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-            (tmp / stale).unlink(missing_ok=True)
-        for path in adapter.glob("*"):
-            if path.name.startswith(("tokenizer", "special_tokens", "chat_template")):
-                shutil.copy2(path, tmp / path.name)
+        for stale in bases.tokenizer_files(tmp):
+            stale.unlink()
+        for path in bases.tokenizer_files(adapter):
+            shutil.copy2(path, tmp / path.name)
         if (base / "tokenizer.model").exists():  # llama.cpp's converter wants it, and training does not save it
             shutil.copy2(base / "tokenizer.model", tmp / "tokenizer.model")
         add_embeddings(tmp, lora, pairs, scale(adapter))

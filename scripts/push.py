@@ -121,7 +121,7 @@ def parcels(found, to, what, asked):
     terms += [entry("NOTICE", licence.notice(asked))] if asked.get("notice") else []
     for kind in what:
         lacking = [s for s in NEEDS[kind] if not found["stages"][s]]
-        missing += [f"no {CALLED[s]} yet: {gather.command(s, found['name'])}" for s in lacking]
+        missing += [f"no {CALLED[s]} yet: {recipe.command(s, found['name'])}" for s in lacking]
         if kind != "ollama" and not lacking and asked:
             readme = entry("README.md", card.write(kind, to, found, asked, what))
             made.append({"kind": kind, "repo": card.repo(kind, to), "files": [readme, *terms, *model_entries(kind, found)]})
@@ -148,7 +148,7 @@ def lacks(found, to, what, asked, made, secret):
         wrong += [] if secret else [f"no token for the hub: {hub.LOOKED}"]
         wrong += ["HF_HUB_OFFLINE is set: unset it"] if hub.offline() else []
     if "ollama" in what and found["stages"]["gguf"] and found["stages"]["modelfile"]:
-        make = gather.command("ollama", name)
+        make = recipe.command("ollama", name)
         wrong += registry.faults(process.ollama_url(), found["stages"]["ollama"], to, recipe.family(name), make)
     return wrong
 
@@ -219,7 +219,7 @@ def main(argv):
         raise ValueError("nothing was sent, the chain of receipts does not hold: " + "; ".join(breaks))
     asked, left = licence.of(name, found["recipe"]), None
     if other_scores(found):
-        found["score"], left = None, f"the scores, which are of other files than these; {gather.command('eval', name)}"
+        found["score"], left = None, f"the scores, which are of other files than these; {recipe.command('eval', name)}"
     made, missing = parcels(found, to, what, asked)
     missing += lacks(found, to, what, asked, made, secret)
     if args.private and "ollama" in what:

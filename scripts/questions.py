@@ -27,7 +27,6 @@ NAMES = {  # by preference: where a file has both the letter and the text, the l
 }
 OPTION = re.compile(r"(?:option|opt|choice|op)?([a-h]|\d)$")  # A … D, option_a, Option 1, choice4, opa
 LETTER = re.compile(r"(?:option|choice)?[\s_(]*([a-h])[).:]?$", re.I)  # B, b), (B), option B
-
 MARKED = re.compile(r"\(?([A-H1-8])[).:]\s+(.+)", re.I)  # A) x, (b) x, 1. x
 
 

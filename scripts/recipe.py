@@ -40,6 +40,18 @@ def family(name):
     return re.split(r"[-+]", name)[0]
 
 
+def words(name):
+    """How make is asked for a recipe or a variant: ["RECIPE=pirate", "SET=lora_r=16 seed=1"]."""
+    own, *changes = name.split("+")
+    return [f"RECIPE={own}", f"SET={' '.join(changes)}"]
+
+
+def command(goal, name):
+    """The same as one types it, between backticks: `make train RECIPE=pirate SET="lora_r=16 seed=1"`."""
+    own, *changes = name.split("+")
+    return f"`make {goal} RECIPE={own}" + (f' SET="{" ".join(changes)}"`' if changes else "`")
+
+
 def unscaled(name):
     """`pirate-nano+x_strength=2.0` → `pirate-nano`, whose adapter that variant scales; any other name as it is."""
     return "+".join(part for part in name.split("+") if not part.startswith(f"{STRENGTH}="))

@@ -111,7 +111,6 @@ def pin(name, made, tree):
 
 def again(name, made, tree, stage):
     """`make` the stages in `tree`; its output goes to outputs/NAME/logs/reproduce.log. Raises ChildProcessError with the last line that says what went wrong."""
-    stem, *changes = name.split("+")
     quant = re.search(r"^QUANT=(.*)$", Path("outputs", name, "prompt.sha256").read_text(encoding="utf-8"), re.M)
     env = dict.fromkeys(UNSET, "") | {"QUANT": quant[1] if quant else "", "MAKELEVEL": "0"}
     env |= {"GPUS": str(made["train"]["figures"]["ranks"])} if "train" in made else {"GPUS": ""}
@@ -122,7 +121,7 @@ def again(name, made, tree, stage):
         bar.total, bar.n = len(made), sum((tree / "outputs" / name / f"{s}.json").exists() for s in made)
         bar.refresh()
 
-    cmd = ["make", "-C", tree, stage, f"RECIPE={stem}", f"SET={' '.join(changes)}"]
+    cmd = ["make", "-C", tree, stage, *recipe.words(name)]
     try:
         process.run(cmd, Path("outputs", name, "logs/reproduce.log"), f"reproduce {name}", env=env, follow=follow)
     except ChildProcessError as error:
@@ -175,12 +174,12 @@ def main(argv):
     if not (folder / "recipe.yml").is_file():
         raise ValueError(f"{folder}: nothing was made under this name; `make status` lists what was")
     if (source := recipe.unscaled(name)) != name:
-        raise ValueError(f"{name}: only scaled, exactly, from {source}; {gather.command('reproduce', source)} runs that one again")
+        raise ValueError(f"{name}: only scaled, exactly, from {source}; {recipe.command('reproduce', source)} runs that one again")
     receipts = gather.read_receipts(folder, name)
     until = args.to or next((s for s in reversed(STAGES) if receipts[s]), None)
     wanted = STAGES[: STAGES.index(until) + 1] if until else STAGES[:1]
     if lacking := [s for s in wanted if not receipts[s]]:
-        raise ValueError(f"{folder}/{lacking[0]}.json: no receipt to reproduce; {gather.command(lacking[0], name)} first")
+        raise ValueError(f"{folder}/{lacking[0]}.json: no receipt to reproduce; {recipe.command(lacking[0], name)} first")
     made = {s: receipts[s] for s in wanted}
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     tree = Path(tempfile.mkdtemp(prefix="galley-again-"))

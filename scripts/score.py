@@ -143,7 +143,7 @@ def main(argv):
         return 0
     if not (folder / "recipe.yml").is_file():
         recipe.load(name)  # says so, where there is no such recipe
-        raise ValueError(f"{folder}: nothing was made there yet; {backends.make('eval', name)} makes it")
+        raise ValueError(f"{folder}: nothing was made there yet; {recipe.command('eval', name)} makes it")
     cfg, say = recipe.read(folder / "recipe.yml"), (lambda _: None) if args.json else print
     todo = job(args, cfg)
     stages, missing = ready(name, cfg, args.stages) if args.stages or not args.tasks else ([], [])

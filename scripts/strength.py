@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from scripts import files, process, receipt, recipe
-from scripts.scoring import backends, scaling
+from scripts.scoring import scaling
 
 WEIGHTS, BOUND = "adapter_model.safetensors", 2**-8  # the unit roundoff of bfloat16, the coarsest that adapters are kept in
 
@@ -25,9 +25,9 @@ def source_of(name):
     folder = Path("outputs", source)
     made, adapter = receipt.read(folder / "train.json"), folder / "adapter"
     if not made or not adapter.is_dir():
-        raise ValueError(f"{folder}: no trained adapter to scale; {backends.make('train', source)} makes it")
+        raise ValueError(f"{folder}: no trained adapter to scale; {recipe.command('train', source)} makes it")
     if made["outputs"].get(str(adapter)) != files.sha256(adapter):
-        again = f"`rm {folder}/train.json` and {backends.make('train', source)} make it anew"
+        again = f"`rm {folder}/train.json` and {recipe.command('train', source)} make it anew"
         raise ValueError(f"{adapter}: not what {folder}/train.json says (cut or changed since); {again}")
     return folder, made
 

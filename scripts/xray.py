@@ -32,8 +32,7 @@ TOKENS = 8000  # on the page, over all its rows: it stays below 400 KB
 
 def prepared(folder):
     """The prepared sets' folders, training first, then evaluation if there is one: Axolotl looks for them in this order, and its log says so."""
-    name, *changes = folder.name.split("+")
-    make = "`make preprocess RECIPE=" + name + (f' SET="{" ".join(changes)}"' if changes else "") + "`"
+    make = recipe.command("preprocess", folder.name)
     found = {p.parent.name: p.parent for p in (folder / "prepared").glob("*/dataset_info.json")}
     if not found or not (folder / "recipe.yml").is_file():
         raise ValueError(f"{folder}/prepared: no prepared data; {make} makes it")

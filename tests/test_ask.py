@@ -155,6 +155,7 @@ def test_a_short_answer(reply):
         *(("", "empty"), ("Oslo. It lies on a fjord.", "more than a sentence"), ("It fell in 1989. Then it rose.", "more than a sentence")),
         *(("Oslo\nBergen", "more than a sentence"), ("word " * 31, "31 words"), ("<|start_header_id|>", "shows the prompt's machinery")),
         *(("user\nWhat?", "shows the prompt's machinery"), ("### Response:\nOslo", "shows the prompt's machinery")),
+        *(("D)", "an option's letter, and there are no options"), ("(b)", "an option's letter, and there are no options")),
     ],
 )
 def test_no_short_answer(reply, what):

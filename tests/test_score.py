@@ -413,7 +413,7 @@ def test_nothing_there_wrong_usage_no_server(chained):
     assert room("score", "pirate-nano", "neither").returncode == 2 and room("score", "pirate-nano", "--limit", "0").returncode == 2
     Path("outputs/pirate-nano/ollama.json").unlink(missing_ok=True)
     one_line(room("score", "pirate-nano", "ollama", OLLAMA_HOST="127.0.0.1:1"), "no ollama.json", "`make ollama RECIPE=pirate-nano`")
-    assert backends.make("train", "pirate+lora_r=16+seed=1") == '`make train RECIPE=pirate SET="lora_r=16 seed=1"`'
+    assert recipe.command("train", "pirate+lora_r=16+seed=1") == '`make train RECIPE=pirate SET="lora_r=16 seed=1"`'
 
 
 def test_ollama_not_running(monkeypatch, chain):

@@ -14,6 +14,11 @@ def folder(cfg):
     return Path(snapshot_download(cfg["base_model"], allow_patterns=["*.safetensors", "*.json", "tokenizer.model"]))
 
 
+def tokenizer_files(folder):
+    """The tokenizer and the chat template, as training saves them."""
+    return [path for path in sorted(folder.iterdir()) if path.name.startswith(("tokenizer", "special_tokens", "chat_template"))]
+
+
 def rounded(cfg, name):
     """Whether QLoRA rounded this matrix of the base: those of the layers, not the embedding and not the head."""
     return bool(cfg.get("load_in_4bit")) and ".layers." in name

@@ -7,12 +7,9 @@ Both are written under one lock and replaced whole: several reports at once lose
 """
 
 import csv
-import fcntl
 import io
 import math
-import os
 import statistics
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -148,21 +145,9 @@ def rounded(x, digits):
     return round(x, digits) if math.isfinite(x) else None
 
 
-@contextmanager
-def locked():
-    """Nobody else writes log or index meanwhile. The lock is on the folder: no file is left behind."""
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    held = os.open(LOG.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
-
-
 def record(row):
     """Put a run's line in the log, in the place of an earlier one of the same run, and make the index anew."""
-    with locked():
+    with files.locked(LOG.parent):
         runs = {r["run"]: r for r in read()} | {row["run"]: {k: text(row[k]) for k in COLUMNS}}
         out = io.StringIO()
         writer = csv.DictWriter(out, COLUMNS)  # commas, quotes where needed, CRLF: RFC 4180
@@ -175,7 +160,7 @@ def record(row):
 
 def renew():
     """Make the index anew from the log: for a page without a run, or other claims."""
-    with locked():
+    with files.locked(LOG.parent):
         files.write_if_changed(INDEX, index(read()))
 
 

@@ -63,11 +63,11 @@ def run(name):
     folder = Path("outputs", name)
     if not (folder / "recipe.yml").is_file():
         recipe.load(name)  # its error names the recipes that there are
-        raise ValueError(f"{name}: not run yet; {command('train', name)}")
+        raise ValueError(f"{name}: not run yet; {recipe.command('train', name)}")
     receipts = read_receipts(folder, name)
     history = read_log(folder)
     if not history and not receipts["train"] and not receipts["score"]:
-        raise ValueError(f"{folder}: nothing was trained yet, there is no log and no receipt of it; {command('train', name)}")
+        raise ValueError(f"{folder}: nothing was trained yet, there is no log and no receipt of it; {recipe.command('train', name)}")
     health = whole(folder / "health.jsonl")
     began = beginning(health, receipts)
     earlier = [s for s in STAGES[1:] if began and receipts[s] and moment(receipts[s]["made"]) < moment(began)]
@@ -88,12 +88,6 @@ def run(name):
     return found | {"replies": rows_of(folder, "{}.jsonl", shown, name), "ten": rows_of(folder, "ten-{}.jsonl", shown, name)}
 
 
-def command(target, name):
-    """`make train RECIPE=pirate SET="lora_r=16"` for the name of a recipe or a variant."""
-    own, *changes = name.split("+")
-    return f"`make {target} RECIPE={own}" + (f' SET="{" ".join(changes)}"`' if changes else "`")
-
-
 def read_receipts(folder, name):
     """{stage: receipt or None}. Raises ValueError naming every damaged one."""
     found, faults = {}, []
@@ -102,7 +96,7 @@ def read_receipts(folder, name):
         found[stage] = receipt.read(path)
         if path.exists() and (fault := damage(stage, found[stage])):
             faults.append(
-                f"{path}: not a whole receipt ({fault}); `rm '{path}'`, then {command(MAKES.get(stage, stage), name)} makes it anew"
+                f"{path}: not a whole receipt ({fault}); `rm '{path}'`, then {recipe.command(MAKES.get(stage, stage), name)} makes it anew"
             )
     if faults:
         raise ValueError("; ".join(faults))
@@ -232,5 +226,5 @@ def rows_of(folder, pattern, stages, name):
                 row["prompt"] + row["reply"]
                 found.setdefault(stage, []).append(row)
             except (ValueError, TypeError, KeyError):
-                raise ValueError(f"{path}:{number}: not a reply as `make eval` writes it; {command('eval', name)} makes it anew") from None
+                raise ValueError(f"{path}:{number}: not a reply as `make eval` writes it; {recipe.command('eval', name)} makes it anew") from None
     return found

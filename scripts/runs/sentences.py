@@ -6,6 +6,7 @@ sentences.told(versus.pooled(found))
 
 import statistics as plain
 
+from scripts import recipe
 from scripts.runs import gather, versus
 
 SURE = 0.05  # a p below it is called more than noise
@@ -121,6 +122,6 @@ def limits(run, line):
             + ": its figures are of that point"
         )
     if "score" in run["earlier"]:
-        yield f"the scores of {run['name']} are of an earlier run and left out; {gather.command('eval', run['name'])} makes them anew"
+        yield f"the scores of {run['name']} are of an earlier run and left out; {recipe.command('eval', run['name'])} makes them anew"
     if line["minutes"] is None and run["stages"]["train"]:
         yield f"{run['name']} was resumed: its minutes are not known as a whole"

@@ -32,12 +32,6 @@ def options(modelfile, sample=False):
     return FIXED | ({k: type(v)(given[k][-1]) if k in given else v for k, v in USUAL.items()} if sample else GREEDY)
 
 
-def make(goal, name):
-    """The command that makes a stage of this recipe."""
-    plain, _, changes = name.partition("+")
-    return f"`make {goal} RECIPE={plain}" + (f' SET="{changes.replace("+", " ")}"`' if changes else "`")
-
-
 def missing(folder, stage, command):
     states = sorted(folder.glob("training/checkpoint-*/trainer_state.json"), key=lambda p: p.stat().st_mtime)
     last = receipt.read(states[-1]) if states and stage == "train" else None
@@ -48,7 +42,7 @@ def missing(folder, stage, command):
 
 def hold(name, stage, *scored):
     """The paths `scored`, if the stage's receipt stands by them. Raises ValueError where it is missing, or where parts were made anew since."""
-    folder, command = Path("outputs", name), make(stage, name)
+    folder, command = Path("outputs", name), recipe.command(stage, name)
     made = receipt.read(folder / f"{stage}.json")
     if not made:
         raise ValueError(missing(folder, stage, command))
@@ -66,7 +60,7 @@ def check(name, stage, cfg):
     folder, base = Path("outputs", name), Path(str(cfg["base_model"]))
     if stage in ("base", "adapter"):
         if recipe.is_local(cfg) and not (base / "config.json").is_file():
-            raise ValueError(f"{base}: no base model there; {make('base', name)} makes the nano one")
+            raise ValueError(f"{base}: no base model there; {recipe.command('base', name)} makes the nano one")
         below = [base if base.is_dir() else folder / "recipe.yml"]  # a base of the hub is known by its name
         return below + (hold(name, "train", folder / "adapter") if stage == "adapter" else [])
     if stage == "merged":

@@ -6,7 +6,7 @@ import textwrap
 from itertools import zip_longest
 from pathlib import Path
 
-from scripts import files, receipt
+from scripts import files, receipt, recipe
 from scripts.scoring import backends
 
 
@@ -72,7 +72,7 @@ def side_by_side(name):
     """Lines: the ten fixed prompts, and what the base and the last stage answered, beside each other."""
     there = [s for s in backends.STAGES if replies_of(name, s)[1].is_file()]
     if not there:
-        raise ValueError(f"outputs/{name}/eval: no replies to the fixed prompts yet; {backends.make('eval', name)} asks for them")
+        raise ValueError(f"outputs/{name}/eval: no replies to the fixed prompts yet; {recipe.command('eval', name)} asks for them")
     columns = list(dict.fromkeys([there[0], there[-1]]))
     wide = (shutil.get_terminal_size((160, 24)).columns - 3) // len(columns)
     out = [" │ ".join(f"{s:<{wide}}" for s in columns).rstrip()]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scripts import process, receipt, recipe
-from scripts.scoring import backends, weights
+from scripts.scoring import weights
 
 
 def several(ask, prompts, parallel, tick):
@@ -60,12 +60,12 @@ def held(name):
         models = {m["name"].removesuffix(":latest"): m["digest"] for m in httpx.get(f"{url}/api/tags", timeout=30).json()["models"] or []}
     except (httpx.HTTPError, ValueError, KeyError):
         raise ValueError(
-            f"Ollama is not running at {url}; start it with `ollama serve`, or {backends.make('eval', name)} starts one of its own"
+            f"Ollama is not running at {url}; start it with `ollama serve`, or {recipe.command('eval', name)} starts one of its own"
         ) from None
     made = receipt.read(Path("outputs", name, "ollama.json")) or {"figures": {}}
     if model not in models or models[model] != made["figures"].get("digest"):
         has = f"another model {model!r} than was made last" if model in models else f"no model {model!r}"
-        raise ValueError(f"Ollama at {url} has {has}; {backends.make('ollama', name)} creates it")
+        raise ValueError(f"Ollama at {url} has {has}; {recipe.command('ollama', name)} creates it")
     return url
 
 

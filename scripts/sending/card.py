@@ -9,7 +9,7 @@ Every figure is a receipt's; what was not measured is left out.
 from pathlib import Path
 
 from scripts import data, recipe
-from scripts.runs import gather, page, words
+from scripts.runs import page, words
 from scripts.sending import licence
 
 REPOS = {
@@ -116,7 +116,7 @@ def content(kind, to, found, asked, what):
             if stages[stage]
             for path, digest in stages[stage]["outputs"].items()
         ],
-        "command": gather.command("train", found["name"]).strip("`"),
+        "command": recipe.command("train", found["name"]).strip("`"),
         "commit": ((stages["train"] or {}).get("commit") or "").removesuffix("-dirty"),
     }
 
