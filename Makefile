@@ -217,7 +217,7 @@ clean: ## delete the outputs of one recipe: make clean RECIPE=…
 	@rm -rf -- "$(OUT)"
 test: | $(TRAIN) $(LLAMA_BUILT) ## set everything up and prove that all of it works
 	@if command -v go >/dev/null; then for v in $(OLLAMA_TESTED); do $(MAKE) ollama-server OLLAMA_VERSION=$$v; done; fi
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 bench: | $(TRAIN) $(LLAMA_BUILT) ## measure what the README claims (minutes), as a table and JSON
 	@$(PY) -m scripts.bench
 help: ## this page

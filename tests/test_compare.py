@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_more_than_noise_and_no_more(chained):
             twin(name, lora_r=name.split("=")[1])
         scored(name, passes)
     told = compared(NANO, f"{NANO}+lora_r=16", f"{NANO}+lora_r=8")
-    good, even = told["sentences"]
+    good, likelier, even, _ = told["sentences"]
     wanted = statistics.paired([n < 50 for n in range(100)], [n < 70 for n in range(100)])
     assert told["scores"]["merged"]["passed"]["differences"][1] == {"prompts": wanted, "seeds": None} and wanted["p"] < 0.001
     assert good == (
@@ -128,6 +129,7 @@ def test_more_than_noise_and_no_more(chained):
     ppl = told["scores"]["merged"]["ppl"]
     ratio, (one, other, _) = ppl["differences"][1]["prompts"], [f["mean"] for f in ppl["figures"]]
     assert ratio["ratio"] == pytest.approx(other / one, abs=2e-4) and ratio["low"] < ratio["ratio"] < ratio["high"]
+    assert likelier.startswith(f"B against A: merged's perplexity × {ratio['ratio']:.3f} (95 % interval {ratio['low']:.3f} to ")
 
 
 def groups_of(*names):
@@ -158,6 +160,11 @@ def test_seeds_are_repeats_and_their_noise_is_told(chained):
     alone = stats.t.interval(0.95, 2, loc=0.71, scale=stats.sem(after))
     assert (found["figures"][1]["low"], found["figures"][1]["high"]) == pytest.approx(alone) and found["figures"][1]["n"] == 3
     assert prompts["difference"] == pytest.approx(0.16, abs=1e-4) and prompts["p"] < 0.01 and 0.05 < runs["p"] < 0.2
+    ppl = versus.scores(groups)["merged"]["ppl"]["differences"][1]
+    logs = [[math.log(r["score"]["stages"]["merged"]["ppl"]["mean"]) for r in g["runs"]] for g in reversed(groups)]
+    theirs = stats.ttest_ind(*logs)
+    assert [ppl["seeds"][k] for k in ("p", "low", "high")] == pytest.approx([theirs.pvalue, *map(math.exp, theirs.confidence_interval())])
+    assert "; over 2 and 3 seeds " in sentences.likelihood("merged", ppl)
     said = sentences.told(groups, {"merged": {"passed": found}})
     assert (
         said[0].startswith("A is 2 runs that differ in the seed only: eval loss ")

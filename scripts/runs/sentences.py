@@ -36,14 +36,21 @@ def told(groups, scores):
     """What the comparison says: each later group against the first, the spread of repeats, then what limits it. `scores` are versus.scores of the groups."""
     first, said = groups[0], [repeats(g) for g in groups if len(g["runs"]) > 1]
     for n, group in enumerate(groups[1:], 1):
-        off = {stage: of["passed"]["differences"][n] for stage, of in scores.items() if stage != "base" and "passed" in of}
-        stage = next((s for s in reversed(off) if off[s]), None)
-        what = verdict(stage, off[stage], first, group) if stage else losses(first, group)
-        said.append(f"{group['label']} against {first['label']}: {what}")
+        who = f"{group['label']} against {first['label']}"
+        stage, off = last(scores, "passed", n)
+        said.append(f"{who}: {verdict(stage, off, first, group) if off else losses(first, group)}")
+        stage, off = last(scores, "ppl", n)
+        said += [f"{who}: {likelihood(stage, off)}"] if off and off["prompts"] else []
     ways = {str(r["score"].get("decoding")) for g in groups for r in g["runs"] if r["score"]}
     if len(ways) > 1:
         said.append(f"their replies were drawn in different ways ({', '.join(sorted(ways))}), and the differences are of that too")
     return said + [line for g in groups for r, row in zip(g["runs"], g["lines"]) for line in limits(r, row)]
+
+
+def last(scores, check, n):
+    """(stage, difference) of the last stage after the base where group `n` and the first have a check's figure; (None, None) where none has."""
+    found = [(stage, of[check]["differences"][n]) for stage, of in scores.items() if stage != "base" and check in of]
+    return next((pair for pair in reversed(found) if pair[1]), (None, None))
 
 
 def repeats(group):
@@ -65,18 +72,30 @@ def verdict(stage, apart, first, group):
     less = "more" if rows["difference"] > 0 else "less"
     what = f"{stage} passes " + (f"{points(rows['difference'])} {less}" if rows["difference"] else "as many")
     sure = f"95 % interval {span(rows)}, {likely(rows['p'])}, {rows['n']} prompts"
-    over_prompts, over_seeds = rows["p"] < SURE, runs and runs["p"] < SURE
-    if not runs:
-        than = "more than the noise of the prompts" if over_prompts else "no more than the noise of the prompts"
-        return f"{what} ({sure}): {than}; one seed each, so the seed's noise is not in it"
-    sure += f"; over {runs['n'][0]} and {runs['n'][1]} seeds {span(runs)}, {likely(runs['p'])}"
-    if over_prompts and over_seeds:
-        than = "more than the noise of the prompts and of the seeds"
-    elif over_prompts or over_seeds:
-        than = f"more than the noise of the {'prompts' if over_prompts else 'seeds'}, not more than that of the {'seeds' if over_prompts else 'prompts'}"
-    else:
-        than = "no more than the noise of prompts and seeds"
-    return f"{what} ({sure}): {than}"
+    sure += f"; over {runs['n'][0]} and {runs['n'][1]} seeds {span(runs)}, {likely(runs['p'])}" if runs else ""
+    return f"{what} ({sure}): {than(rows['p'] < SURE, runs['p'] < SURE if runs else None)}"
+
+
+def likelihood(stage, apart):
+    """Whether the reference replies have become more or less likely than noise would make them: perplexity of one over that of the other."""
+    rows, runs = apart["prompts"], apart["seeds"]
+    if rows["low"] is None:
+        return f"{stage}'s perplexity × {rows['ratio']:.3f}, of one prompt"
+    sure = f"95 % interval {rows['low']:.3f} to {rows['high']:.3f}, {rows['n']} prompts"
+    sure += f"; over {runs['n'][0]} and {runs['n'][1]} seeds {runs['low']:.3f} to {runs['high']:.3f}, {likely(runs['p'])}" if runs else ""
+    over_prompts, over_seeds = (not f["low"] <= 1 <= f["high"] if f else None for f in (rows, runs))
+    return f"{stage}'s perplexity × {rows['ratio']:.3f} ({sure}): {than(over_prompts, over_seeds)}"
+
+
+def than(prompts, seeds):
+    """Which noise a difference is more than; `seeds` is None where there is one a side."""
+    if seeds is None:
+        return f"{'more' if prompts else 'no more'} than the noise of the prompts; one seed each, so the seed's noise is not in it"
+    if prompts and seeds:
+        return "more than the noise of the prompts and of the seeds"
+    if prompts or seeds:
+        return f"more than the noise of the {'prompts' if prompts else 'seeds'}, not more than that of the {'seeds' if prompts else 'prompts'}"
+    return "no more than the noise of prompts and seeds"
 
 
 def losses(first, group):
@@ -94,8 +113,8 @@ def losses(first, group):
     )
     if not (runs := versus.seeds(before, after)):
         return f"{what}; one seed each, so nothing tells whether another seed would differ as much"
-    than = "more" if runs["p"] < SURE else "no more"
-    return f"{what} (95 % interval {signed(runs['low'], '.4f')} to {signed(runs['high'], '.4f')}, {likely(runs['p'])}, {runs['n'][0]} and {runs['n'][1]} seeds): {than} than the noise of the seeds"
+    more = "more" if runs["p"] < SURE else "no more"
+    return f"{what} (95 % interval {signed(runs['low'], '.4f')} to {signed(runs['high'], '.4f')}, {likely(runs['p'])}, {runs['n'][0]} and {runs['n'][1]} seeds): {more} than the noise of the seeds"
 
 
 def other_rows(first, group):

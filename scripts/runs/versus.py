@@ -127,14 +127,16 @@ def answers(group, stage, check):
 def difference(one, other, stage, check):
     """{"prompts": paired over rows, "seeds": t over runs or None} of a check, other − one; {"prompts": None} where the rows are not the same.
 
-    A perplexity is not a mean over rows: its "prompts" are other / one.
+    A perplexity is not a mean over rows: both are of other / one.
     """
+    means = [[f["mean"] for f in figures(g, stage, check)] for g in (one, other)]
     if check == "ppl":
-        return {"prompts": ratio(one, other, stage), "seeds": None}
+        runs = seeds(*([math.log(x) for x in side] for side in means))
+        exp = {"ratio" if k == "difference" else k: math.exp(runs[k]) for k in ("difference", "low", "high")} if runs else {}
+        return {"prompts": ratio(one, other, stage), "seeds": runs and exp | {"p": runs["p"], "n": runs["n"]}}
     before, after = answers(one, stage, check), answers(other, stage, check)
     same = before and after and before.keys() == after.keys()
     rows = statistics.paired(list(before.values()), [after[k] for k in before]) if same else None
-    means = [[f["mean"] for f in figures(g, stage, check)] for g in (one, other)]
     return {"prompts": rows, "seeds": seeds(*means)}
 
 
@@ -167,6 +169,8 @@ def ratio(one, other, stage):
             for run in group["runs"]
         ]
         if not rows[0] or any(r.keys() != rows[0].keys() for r in rows) or sums and rows[0].keys() != sums[0].keys():
+            return None
+        if sums and any(rows[0][k][1] != sums[0][k][1] for k in sums[0]):  # other tokens: another tokenizer, and a perplexity of something else
             return None
         sums.append({k: np.mean([r[k] for r in rows], axis=0) for k in rows[0]})
     a, b = (np.array([of[k] for k in sums[0]]).T for of in sums)
