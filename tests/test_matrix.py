@@ -33,6 +33,7 @@ def rows(a, b, figure="eval_loss"):
         ("same", [4.00, 4.01, 4.02, 4.0, 4.0], [4.01, 4.01, 4.02, 4.0, 4.0], "holds"),
         ("same", [4.0, 4.1, 4.2, 4.0, 4.1], [5.0, 5.2, 5.1, 5.0, 5.1], "does not hold"),
         ("same", [4.0, 5.1, 4.2, 4.0, 4.1], [5.0, 4.2, 4.3, 4.1, 4.0], "not told apart"),
+        ("same", [4.03, 4.06, 4.04, 4.07, 4.05], [4.0, 4.0, 4.0, 4.0, 4.0], "they differ; whether by more than 0.05 is open"),
         ("lower", [4.0, 4.0], [5.0, 5.0], "not measured yet: 2 of 5 seeds"),
         ("lower", [], [5.0], "not measured yet"),
     ],

@@ -56,7 +56,7 @@ def interval(found):
 
 
 def judged(claim, rows):
-    """(what was measured, verdict) as text. A verdict is holds, does not hold, the opposite holds, not told apart, or not measured yet, which it is before all SEEDS are there."""
+    """(what was measured, verdict) as text. A verdict is holds, does not hold, the opposite holds, not told apart, they differ …, or not measured yet, which it is before all SEEDS are there."""
     if "file" in claim:
         return of_file(claim)
     found = differences(claim, rows)
@@ -70,15 +70,20 @@ def judged(claim, rows):
     if len(found) < SEEDS:
         return text, f"not measured yet: {len(found)} of {SEEDS} seeds"
     if claim["says"] == "same":
-        within = claim["within"]
-        return (
-            text,
-            "holds" if -within <= low and high <= within else "does not hold" if low > within or high < -within else "not told apart",
-        )
+        return text, alike(low, high, claim["within"])
     up = claim["says"] == "higher"
     if low > 0 or high < 0:
         return text, "holds" if (low > 0) == up else "the opposite holds"
     return text, "not told apart"
+
+
+def alike(low, high, within):
+    """The verdict on two runs that are said to differ by no more than `within`, from the interval of their difference."""
+    if -within <= low and high <= within:
+        return "holds"
+    if low > within or high < -within:
+        return "does not hold"
+    return f"they differ; whether by more than {within:g} is open" if low > 0 or high < 0 else "not told apart"
 
 
 def of_file(claim):
