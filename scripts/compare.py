@@ -4,7 +4,7 @@
     python -m scripts.compare pirate-nano pirate-nano+seed=1 …             # runs that differ in the seed only are repeats, and pooled
     python -m scripts.compare A B --json
 
-Writes reports/compare/A_B/README.md with the curves over each other, curves.png. Scores come from `make eval`, all else from receipts and logs.
+Writes reports/compare/A_B/README.md (of repeats A_B_5-seeds) with the curves over each other, curves.png. Scores come from `make eval`, all else from receipts and logs.
 """
 
 import argparse
@@ -173,9 +173,10 @@ def write(folder, page, curves):
     files.write_if_changed(folder / "README.md", page)
 
 
-def place(names):
-    """reports/compare/A_B; a long list of names is cut, and told apart by its hash."""
-    text = "_".join(names)
+def place(groups):
+    """reports/compare/A_B, of repeats A_B_5-seeds; a long list of names is cut, and told apart by its hash."""
+    seeds = sorted({len(g["runs"]) for g in groups})
+    text = "_".join([*(g["names"][0] for g in groups), *([f"{'-'.join(map(str, seeds))}-seeds"] if seeds[-1] > 1 else [])])
     return Path("reports/compare", text if len(text) <= 120 else f"{text[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
@@ -189,9 +190,10 @@ def main(argv):
         print('usage: make compare RUNS="A B …": two runs or more; `make status` lists them', file=sys.stderr)
         return 2
     groups = versus.pooled(gathered(names))
-    scores, folder = versus.scores(groups), place(names)
+    scores, folder = versus.scores(groups), place(groups)
     shown, said = tables(groups, scores), sentences.told(groups, scores)
-    logs = [(f"{g['label']}  {name}", run["log"]) for g in groups for name, run in zip(g["names"], g["runs"]) if run["log"]]
+    titles = [f"{g['label']}  {g['names'][0]}" + (f", {len(g['runs'])} seeds" if len(g["runs"]) > 1 else "") for g in groups]
+    logs = [(title, run["log"]) for title, g in zip(titles, groups) for run in g["runs"] if run["log"]]
     curves = draw.curves(logs) if logs else None
     write(folder, markdown(groups, shown, said, curves), curves)
     if args.json:

@@ -19,9 +19,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of the CPU path, also w
 
 
 def pytest_collection_modifyitems(items):
-    """Files that train or serve come first: they take minutes, and the quick ones then fill what is left of each core."""
-    slow = {item.path for item in items if {"chain", "laptop", "ollama"} & set(item.fixturenames)}
-    items.sort(key=lambda item: item.path not in slow)
+    """One file makes the chain; beside it run long ones that do without; then come those that wait for it, and the quick ones fill what is left of each core."""
+    needs = {}
+    for item in items:
+        needs.setdefault(item.path, set()).update(item.fixturenames)
+    chained = [path for path, names in needs.items() if "chain" in names]
+    turn = {path: 1 if names & {"laptop", "site"} else 2 if path in chained else 3 for path, names in needs.items()} | dict.fromkeys(chained[:1], 0)
+    items.sort(key=lambda item: turn[item.path])
 
 
 @pytest.fixture(autouse=True)

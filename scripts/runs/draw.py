@@ -21,7 +21,7 @@ PANELS = {  # row's key: (title, smoothed, from zero)
 
 
 def curves(runs, theme="light", width=WIDE):
-    """PNG of the curves of [(label, signs.log), …] by step: loss, and as logged learning rate, gradient norm, throughput, memory."""
+    """PNG of the curves of [(label, signs.log), …] by step: loss, and as logged learning rate, gradient norm, throughput, memory. Runs of one label share a colour."""
     shown = [key for key in PANELS if any(points(log, key) for _, log in runs)]
     if not any(points(log, "loss") or points(log, "eval_loss") for _, log in runs):
         return None
@@ -39,21 +39,28 @@ def curves(runs, theme="light", width=WIDE):
         for ax, key in zip(axes[1:], shown):
             title, smoothed, zero = PANELS[key]
             heading(ax, title)
-            for n, (_, log) in enumerate(runs):
-                line(ax, points(log, key), SERIES[theme][n % 7], smoothed, len(runs) > 1)
+            for colour, (_, log) in zip(hues(runs, theme), runs):
+                line(ax, points(log, key), colour, smoothed, len(runs) > 1)
             scale(ax, [y for _, log in runs for _, y in points(log, key)], zero)
         for ax in axes[-columns if shown and len(shown) % columns == 0 else -1 :]:
             ax.set_xlabel("step")
     return png.getvalue()
 
 
+def hues(runs, theme):
+    """A colour a run, by its label."""
+    labels = list(dict.fromkeys(label for label, _ in runs))
+    return [SERIES[theme][labels.index(label) % 7] for label, _ in runs]
+
+
 def losses(ax, runs, theme):
     """The large panel: every logged loss thin, their running mean thick, evaluations as dots, epochs as thin lines."""
-    one, colours = len(runs) == 1, SERIES[theme]
-    for n, (label, log) in enumerate(runs):
-        colour, of = colours[n % 7], colours[1] if one else colours[n % 7]
+    one, named = len(runs) == 1, set()
+    for colour, (label, log) in zip(hues(runs, theme), runs):
+        of = SERIES[theme][1] if one else colour
         trained, held = points(log, "loss"), points(log, "eval_loss")
-        width = line(ax, trained, colour, True, not one, label=label if not one else None)
+        width = line(ax, trained, colour, True, not one, label=None if one or label in named else label)
+        named.add(label)
         if trained and one:
             ax.plot([], [], color=colour, lw=1.8, label=f"training, mean of {width}" if width > 1 else "training")
         if held:
@@ -71,7 +78,7 @@ def losses(ax, runs, theme):
         epochs(ax, runs[0][1], theme)
         ax.legend(loc="lower right", bbox_to_anchor=(1.01, 0.98), ncols=2, columnspacing=1.2, borderpad=0.2, fontsize=8)
     else:
-        ax.figure.legend(loc="outside upper left", ncols=3 if wide else 1)
+        ax.figure.legend(loc="outside upper left", ncols=max(1, min(3, 90 // max(map(len, named)))) if wide else 1)
 
 
 def epochs(ax, log, theme):
