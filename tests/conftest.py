@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ TRACKED = ["Makefile", "README.md", "pyproject.toml", "requirements", "recipes",
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are of the CPU path, also where there is a GPU
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background is handed down a SIGINT that is ignored
 
 
 def pytest_collection_modifyitems(items):

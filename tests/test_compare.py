@@ -228,4 +228,5 @@ def test_what_cannot_be_compared_is_one_line(chained):
 def test_many_and_long_columns_stay_within_the_terminal():
     lines = compare.laid_out("run", list("ABCDEFGHIJKL"), [["a measure", *["4.9441 (4.9000 to 5.0000)"] * 12], ["long", *["x" * 200] * 12]])
     assert max(map(len, lines)) <= 120 and "".join(lines).count("4.9441") == 12 and lines[0].startswith("run  ")
-    assert len(compare.place(["a-very-long-name+key=value"] * 20).name) < 120
+    groups = [{"names": ["a-very-long-name+key=value"], "runs": [{}]}] * 20
+    assert len(compare.place(groups).name) < 120 and not compare.place(groups).name.endswith("-seeds")
