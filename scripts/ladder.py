@@ -113,10 +113,11 @@ def train(name):
 
 
 def minutes(folder, done):
-    """Of the whole stage by its receipt, imports and all; of a dead phase, which has none, by the watch's own clock."""
+    """Of the whole stage by its receipt, imports and all, None where that tells of its last part; of a dead phase, which has none, by the watch's own clock."""
     made = receipt.read(folder / "train.json") if done else None
-    ends = [line["end"].get("seconds", 0) for line in lines.read(folder / "health.jsonl") if "end" in line]
-    return (made["seconds"] if made else sum(ends)) / 60
+    if made:
+        return None if made["figures"].get("resumed_from_step") else round(made["seconds"] / 60, 2)
+    return round(sum(line["end"].get("seconds", 0) for line in lines.read(folder / "health.jsonl") if "end" in line) / 60, 2)
 
 
 def row(title, name, done):
@@ -124,7 +125,7 @@ def row(title, name, done):
     folder = Path("outputs", name)
     found = figures(log.read(folder))
     lacking = {level: lacks(found, level) for level in METRICS}
-    return {"phase": title, "recipe": name, **found, "minutes": round(minutes(folder, done), 2), "lacks": lacking}
+    return {"phase": title, "recipe": name, **found, "minutes": minutes(folder, done), "lacks": lacking}
 
 
 def pair(values, digits=3):
@@ -143,7 +144,7 @@ def cells(one):
         sci(one["grad_norm"]) if one["grad_norm"] is not None else "–",
         one["verdict"],
         *("no" if one["lacks"][level] else "yes" for level in METRICS),
-        f"{one['minutes']:.1f}",
+        f"{one['minutes']:.1f}" if one["minutes"] is not None else "–",
     ]
 
 

@@ -63,6 +63,12 @@ def test_the_first_rung_and_the_last_are_told_apart(tmp_path):
     assert ladder.lacks(dead, "minimum") == ["grad_norm is 0: there is no gradient"]
 
 
+def test_a_resumed_phase_has_no_minutes(tmp_path):
+    for resumed, found in ((0, 7.11), (250, None)):
+        (tmp_path / "train.json").write_text(json.dumps({"seconds": 426.9, "figures": {"resumed_from_step": resumed}}))
+        assert ladder.minutes(tmp_path, True) == found, "a resumed run's receipt tells of its last part only"
+
+
 def test_with_early_stopping_the_best_checkpoint_is_judged(tmp_path):
     evals, rights = [2.9, 2.2, 2.6], [0.4, 0.55, 0.5]
     last = ladder.figures(log.read(written(tmp_path / "last", fall(2.7, 2.1), evals, rights)))

@@ -1,5 +1,6 @@
 """The real Ollama, both generations: the last with the engine inside, and one with a llama-server beside it."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def test_somebody_elses_model_is_not_overwritten(ollama, chained, tmp_path):
     assert room_ollama.standing(ollama) == before
     assert room("ollama", "pirate-nano", FORCE="1").returncode == 0
     assert room_ollama.standing(ollama) != before
+
+
+def test_replies_that_do_not_end_are_refused(ollama, chained):
+    """Weights that say one token on and on: Ollama cuts the reply, the newer one with an error, the older one by an answer that is not done."""
+    from gguf import GGUFReader
+
+    path = Path("outputs/pirate-nano/gguf/pirate-nano-F16.gguf").resolve()
+    next(t for t in GGUFReader(path, "r+").tensors if t.name == "output_norm.weight").data[:] = 0  # every logit 0: the first token, greedily
+    modelfile = Path("outputs/pirate-nano/gguf/Modelfile")
+    text = re.sub(r"FROM .*", f"FROM {path}", modelfile.read_text()).replace("PARAMETER temperature 0.7", "PARAMETER temperature 0")
+    modelfile.write_text(text)
+    room_ollama.create(ollama, "babbler", modelfile, Path("outputs/pirate-nano/logs/ollama.log"))
+    with pytest.raises(ValueError, match="0 of 5 replies ended by themselves within 400 tokens; check eot_tokens"):
+        room_ollama.prove_ends(ollama, "babbler", [{"messages": room_ollama.messages(None, [f"Hello {n}", "Ahoy"])} for n in range(5)])
 
 
 def test_not_running(chained):

@@ -1,6 +1,7 @@
 """The stages that are served: the GGUF by llama-server, started here, and the model of the running Ollama."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,10 +76,12 @@ def ollama(name, parallel):
     import httpx
 
     url, model = held(name), recipe.ollama_name(name)
+    threads = os.environ.get("OMP_NUM_THREADS", "")  # Ollama's own threads wait for each other at every operation: two on a core that is shared take minutes
+    bound = {"num_thread": int(threads)} if threads.isdigit() else {}
     with httpx.Client(timeout=600) as client:
 
         def ask(conversation, chosen):
-            body = {"model": model, "messages": conversation, "options": chosen}
+            body = {"model": model, "messages": conversation, "options": chosen | bound}
             text, count, last = "", 0, {}
             with client.stream("POST", f"{url}/api/chat", json=body) as answer:
                 for line in answer.iter_lines():
