@@ -81,7 +81,7 @@ def plan(cfg, base, gpu, gpus, sizes, unsure=0.0):
     sequences, an_epoch, efficiency = packing.batches(cfg, sizes["train"])
     when = recipe.schedule(cfg, len(sizes["train"]), sequences)
     evals = when["epochs"] * float(cfg.get("evals_per_epoch") or 1) if sizes["eval"] else 0
-    computed = {"train": an_epoch * when["epochs"], "evals": evals, "longest": max(sizes["train"]), "cores": receipt.machine()["cores"]}
+    computed = {"train": an_epoch * when["epochs"], "evals": evals, "longest": max(sizes["train"]), "cores": cfg.get("x_cores") or receipt.machine()["cores"]}
     time = facts.minutes(cfg, base, gpu, gpus, computed, when["steps"], sizes["eval"])
     made = {
         "steps": when["steps"],
@@ -190,7 +190,7 @@ def predict(cfg, name, gpu, gpus, price=None, rows=None):
         )
     card = facts.gpu(gpu)
     sizes, trained, unsure, source = lengths(cfg, base, name, rows)
-    told = {"recipe": name, "base": base["name"], "gpu": gpu or "none", "gpus": gpus, "calibrated": GRID.exists()}
+    told = {"recipe": name, "base": base["name"], "gpu": gpu or "none", "gpus": gpus, "cores": cfg.get("x_cores"), "calibrated": GRID.exists()}
     told |= plan(cfg, base, card, gpus, sizes, unsure) | {"tokens_from": source, "trained_share": round(trained, 3)}
     rate = price if price is not None else card.get("price_usd_h")
     if gpu and rate is not None:
@@ -208,7 +208,7 @@ def line(name, value, unit=""):
 
 def say(told):
     card = facts.gpu(None if told["gpu"] == "none" else told["gpu"])
-    where = f"{told['gpus']} × {card['name']}" if card else "this machine's CPU"
+    where = f"{told['gpus']} × {card['name']}" if card else f"a CPU, cores: {told['cores']}" if told["cores"] else "this machine's CPU"
     note = "" if told["calibrated"] or not card else "; uncalibrated: no GPU has been measured with this repository yet"
     print(f"plan        {told['recipe']} on {where}{note}")
     print(f"rows        {told['rows']:,}, {told['tokens']:,} tokens ({told['tokens_from']}), {told['trained_share']:.0%} of them trained")
@@ -243,6 +243,7 @@ def main(argv):
     parser.add_argument("path", help="a recipe's name, or any Axolotl recipe's file")
     parser.add_argument("--gpu", help="a key of recipes/facts/gpus.yml (the recipe's x_hardware)")
     parser.add_argument("--gpus", type=int, help="how many of them (the recipe's x_hardware)")
+    parser.add_argument("--cores", type=int, help="of a machine without a GPU (this one's)")
     parser.add_argument("--price", type=float, help="of one GPU for an hour")
     parser.add_argument("--rows", type=int, help="how many, where the dataset is not on this machine")
     parser.add_argument("--json", action="store_true")
@@ -250,7 +251,7 @@ def main(argv):
     given = Path(args.path)
     name, cfg = (given.stem, recipe.read(given)) if given.suffix in (".yml", ".yaml") else (args.path, recipe.load(args.path))
     gpu, count = recipe.hardware(cfg)
-    told = predict(cfg, name, args.gpu or gpu, args.gpus or count, args.price, args.rows)
+    told = predict(cfg | {"x_cores": args.cores}, name, args.gpu or gpu, args.gpus or count, args.price, args.rows)
     print(json.dumps(told, indent=2)) if args.json else say(told)
     return 0
 

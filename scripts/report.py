@@ -38,7 +38,9 @@ def predict(found):
         if changed:
             return None, f"the plan is of the recipe as it is now; since this run there changed: {', '.join(changed)}"
         asked = [sys.executable, "-m", "scripts.plan", name, "--json", *(["--gpus", str(made["figures"]["ranks"])] if made else [])]
-        asked += ["--gpu", facts.gpu_called(made["machine"]["gpus"][0])] if made and made["machine"].get("gpus") else []
+        machine = (made or found["stages"]["preprocess"] or {}).get("machine") or {}
+        asked += ["--gpu", facts.gpu_called(machine["gpus"][0])] if made and machine.get("gpus") else []
+        asked += ["--cores", str(machine["cores"])] if machine.get("cores") else []
     except ValueError as error:
         return None, str(error)
     told = subprocess.run(asked, capture_output=True, text=True)

@@ -51,14 +51,14 @@ def test_published_speed_lies_within(point):
     assert low <= point["tokens_s"] <= high, (low, high)
 
 
-# The FineTome study on a T4 with Unsloth (seed 003, T1 to T4): GB taken as 1e9 bytes, and seconds
-STUDY = {"1b-r16": (2.564, 2594), "1b-r64": (2.955, 2650), "1b-r64-30k": (3.367, 2647), "3b-r64-30k": (4.43, 3515)}
+# The FineTome study on a T4 with Unsloth (seed 003, T1 to T4): GiB, which its notebook calls GB, and seconds. T3's 3.367 began at 2.98, with T2's still held
+STUDY = {"1b-r16": (2.564, 2594), "1b-r64": (2.955, 2650), "1b-r64-30k": (2.955, 2647), "3b-r64-30k": (4.43, 3515)}
 
 
 @pytest.mark.parametrize("run", STUDY)
 def test_the_plan_of_the_finetome_study_holds_what_it_measured(run):
     told = json.loads(room("plan", f"finetome-{run}", "--json").stdout)
-    gib, minutes = STUDY[run][0] * 1e9 / 2**30, STUDY[run][1] / 60
+    gib, minutes = STUDY[run][0], STUDY[run][1] / 60
     assert told["vram_gib"]["low"] <= gib <= told["vram_gib"]["high"] and told["minutes"]["low"] <= minutes <= told["minutes"]["high"]
     rows = 30_000 if run.endswith("30k") else 10_000  # the slice of the hub's dataset says how many
     assert told["rows"] == rows and told["tokens_from"].startswith("supposed") and "t4" in told["fits"]
@@ -74,6 +74,12 @@ def test_the_whole_plan_as_json():
     assert told["minutes"]["low"] < told["minutes"]["expected"] < told["minutes"]["high"] and told["steps"] > 0 and told["disk_gib"] > 50
     assert told["cost"]["expected"] == pytest.approx(told["minutes"]["expected"] / 60 * 2 * 2, abs=0.01)
     assert "a100-80g" in told["fits"] and "t4" not in told["fits"] and 0 < len(told["savings"]) <= 3
+
+
+def test_a_cpu_of_other_cores():
+    one, eight = (json.loads(room("plan", "pirate-laptop", "--cores", n, "--json").stdout)["minutes"] for n in ("1", "8"))
+    assert one["expected"] / eight["expected"] == pytest.approx(8, rel=0.05) and one["low"] > eight["low"]
+    assert "pirate-laptop on a CPU, cores: 8\n" in room("plan", "pirate-laptop", "--cores", "8").stdout
 
 
 def test_steps_are_those_that_were_trained(chain):

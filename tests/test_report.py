@@ -322,6 +322,11 @@ def test_a_prediction_is_held_to_the_recipe_that_was_run(plain):
     assert shown["rows"][0] == ("steps", "281", "281", "as predicted") and shown["rows"][1][0] == "minutes"
     took = read(OUT / "train.json")["seconds"] / 60
     assert shown["rows"][1][2] == f"{took:.2f}" and page.within(5.0, {"low": 1.0, "high": 2.5}) == "2.0 × the highest"
+    expected = []
+    for cores in (1, 16):  # those of the machine that it ran on, not of the one that writes the page
+        change("train", machine=read(OUT / "train.json")["machine"] | {"cores": cores})
+        expected.append(report.predict(gather.run(NAME))[0]["minutes"]["expected"])
+    assert expected[0] > 2 * expected[1]
     figures = read(OUT / "train.json")["figures"]
     change("train", figures=figures | {"resumed_from_step": 142})
     shown = content()

@@ -19,7 +19,7 @@ from scripts.runs import claims, words
 LOG, INDEX = Path("reports/experiments.csv"), Path("reports/README.md")
 COLUMNS = (
     "run made recipe key base machine ranks commit status steps epochs rows global_batch sequence_len lora_r lora_alpha learning_rate seed "
-    "minutes peak_memory_gib tokens_per_s first_loss last_loss first_eval_loss eval_loss scored score score_low score_high style contains never ppl "
+    "minutes base_memory_gib peak_memory_gib tokens_per_s first_loss last_loss first_eval_loss eval_loss scored base_score score score_low score_high style contains never ppl "
     "predicted_minutes predicted_gib"
 ).split()
 PAGE = """\
@@ -31,7 +31,7 @@ PAGE = """\
 
 The latest run of each recipe and variant, also one that failed. `make report RECIPE=NAME` makes its page, its line in
 [experiments.csv](experiments.csv), and this table. The score is the share of held-out prompts whose reply passed all of its checks,
-at the last stage that was scored, with its 95 % interval. The verdict is `make diagnose`'s. Repeats with other seeds stand in the log.
+of the untouched base and at the last stage that was scored, with its 95 % interval. The verdict is `make diagnose`'s. Repeats with other seeds stand in the log.
 {claims}
 What else is measured: `make bench` writes [bench.json](bench.json), the figures of the README's table; `make xray` writes
 `NAME/xray.html`, what the model will be taught, token by token; `make eval` writes `outputs/NAME/score.json` with every reply beside it.
@@ -41,12 +41,12 @@ What else is measured: `make bench` writes [bench.json](bench.json), the figures
 CLAIMED = """
 ## Claims, and what became of them
 
-What the experience reports say that this project grew from, tried on the nano twins. Two runs of one seed see the same rows in the same order; differences are the
-first run's minus the second's, seed by seed, their mean with its 95 % t interval. A nano model is no 8B: what holds or not here is said of the mechanism, not of every size.
+What the experience reports say that this project grew from, tried on the nano twins. Two runs of one seed, the same rows and the same batch see them in the same order; differences are
+the first run's minus the second's, seed by seed, their mean with its 95 % t interval. A nano model is no 8B: what holds or not here is said of the mechanism, not of every size.
 
 {table}
 
-`make matrix` trains what the table needs (about three minutes a run) and makes it anew; the claims stand in [claims.yml](../recipes/facts/claims.yml).
+`make matrix` trains what the table needs ({n} runs are logged, a nano run's training takes {middle:.1f} minutes of a core in the median) and makes it anew; the claims stand in [claims.yml](../recipes/facts/claims.yml).
 """
 
 
@@ -67,7 +67,8 @@ def line(found, told=None):
     row |= {"rows": log.get("examples") or (told or {}).get("rows"), "global_batch": done.get("global_batch") or log.get("global_batch")}
     row |= {key: cfg.get(key) for key in ("sequence_len", "lora_r", "lora_alpha", "seed")}
     row |= {"learning_rate": rounded(cfg.get("learning_rate"), 12), "minutes": rounded(minutes(found), 2)}
-    row |= {"peak_memory_gib": rounded(peak(found), 2), "tokens_per_s": rounded(middle(log, "tokens_per_s"), 1)}
+    row |= {"base_memory_gib": rounded(done.get("base_memory_gib"), 2), "peak_memory_gib": rounded(peak(found), 2)}
+    row |= {"tokens_per_s": rounded(middle(log, "tokens_per_s"), 1)}
     row |= zip(["first_loss", "last_loss", "first_eval_loss", "eval_loss"], (rounded(x, 4) for x in losses(log, done, cfg)))
     row |= told_of(told) | scored(found["score"])
     return {column: row.get(column) for column in COLUMNS}
@@ -124,14 +125,15 @@ def told_of(told):
 
 
 def scored(score):
-    """The figures of the last stage that was scored. The base is not this run's work."""
-    stages = {s: of for s, of in (score or {"stages": {}})["stages"].items() if s != "base"}
+    """The figures of the last stage that was scored, and the base's share beside it: a task that the base does too shows nothing."""
+    stages = dict((score or {"stages": {}})["stages"])
+    base = (stages.pop("base", {}).get("passed") or {}).get("mean")
     if not stages:
         return {}
     stage, of = list(stages.items())[-1]
     whole = of.get("passed") or {}
     ppl = [f["ppl"]["mean"] for f in stages.values() if "ppl" in f]
-    found = {"scored": stage, "score": whole.get("mean"), "score_low": whole.get("low"), "score_high": whole.get("high")}
+    found = {"scored": stage, "base_score": base, "score": whole.get("mean"), "score_low": whole.get("low"), "score_high": whole.get("high")}
     found |= {check: (of.get(check) or {}).get("mean") for check in ("style", "contains", "never")} | {"ppl": ppl[-1] if ppl else None}
     return {k: v if k == "scored" else rounded(v, 4) for k, v in found.items()}
 
@@ -194,8 +196,10 @@ def index(rows):
     latest = {row["recipe"]: row for row in sorted(rows, key=lambda r: r["run"])}
     shown = sorted({*(name for name in latest if "+seed=" not in name), *recipe.names()})
     said = claims.table(claims.read(), rows)
+    took = [float(row["minutes"]) for row in rows if "-nano" in row["recipe"] and row["minutes"]] or [0]
     return PAGE.format(
-        rows="\n".join(index_row(name, latest.get(name)) for name in shown), claims=CLAIMED.format(table=said) if said else ""
+        rows="\n".join(index_row(name, latest.get(name)) for name in shown),
+        claims=CLAIMED.format(table=said, n=len(rows), middle=statistics.median(took)) if said else "",
     )
 
 
@@ -208,7 +212,8 @@ def index_row(name, row):
     score = {k: float(row[f"score{at}"]) for k, at in (("mean", ""), ("low", "_low"), ("high", "_high")) if row[f"score{at}"]}
     cells = [f"`{name}`", row["machine"] or "not recorded", words.seconds(60 * float(row["minutes"])) if row["minutes"] else ""]
     cells += [words.gib(float(row["peak_memory_gib"])) if row["peak_memory_gib"] else "", loss]
-    cells += [f"{words.interval(score)}, {row['scored']}" if len(score) == 3 else "not scored", row["status"], links]
+    before = f"{words.share(float(row['base_score']))} → " if row["base_score"] else ""
+    cells += [f"{before}{words.interval(score)}, {row['scored']}" if len(score) == 3 else "not scored", row["status"], links]
     return "| " + " | ".join(cells) + " |"
 
 

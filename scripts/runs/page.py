@@ -7,6 +7,7 @@ Nothing here knows HTML or Markdown. A part that a run does not have says so in 
 """
 
 import re
+from pathlib import Path
 
 from scripts import recipe
 from scripts.facts import allocated
@@ -37,6 +38,7 @@ def content(found, row, told, why):
         "scores": scores(found["score"]),
         "tasks": tasks(found["score"]),
         "replies": replies(found["ten"]),
+        "fixed": Path("datasets", recipe.family(found["name"]), "ten.jsonl").is_file(),
         "plan": prediction(found, row, told, why),
         "quants": quants(found["stages"]),
         "commands": commands(found, row),
@@ -72,7 +74,9 @@ def cards(found, row):
     shown.append(("Time", *spent(found, row, made)))
     kind = "reserved on a GPU" if made.get("gpu_memory_gib") else "resident set"
     if before := made.get("base_memory_gib"):
-        kind += f"; {words.gib(before)} before the first step, {words.gib(made.get('peak_memory_gib', before) - before)} more in training"
+        most = made.get("peak_memory_gib", before)
+        kind += f"; {words.gib(before)} before the first step, {words.gib(most - before)} more in training"
+        kind += ", the rest in loading and saving" if (row["peak_memory_gib"] or 0) > most + 0.01 else ""
     shown.append(("Peak memory", known(row["peak_memory_gib"], words.gib), kind if row["peak_memory_gib"] else "not recorded"))
     shown.append(("Steps", known(row["steps"], "{:,}".format), known(row["epochs"], "{:.2f} epochs".format, "")))
     return [*shown, ("Adapter", known(row["lora_r"], "r {}".format), known(row["lora_alpha"], "alpha {}".format, ""))]

@@ -19,6 +19,7 @@ OWN = {"output_dir", "dataset_prepared_path", "seed"}  # what two repeats may di
 MEASURES = {  # column of the experiments' log: what it is called
     "steps": "steps",
     "minutes": "minutes",
+    "base_memory_gib": "memory before the first step, GiB",
     "peak_memory_gib": "peak memory, GiB",
     "tokens_per_s": "tokens a second",
     "first_loss": "first loss",
