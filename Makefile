@@ -200,7 +200,7 @@ lint: | $(LIGHT) ## before the GPU: what is wrong with the recipes and their dat
 plan: | $(LIGHT) ## before the GPU: memory, time, cost, disk (GPU=a100-80g GPUS=4 PRICE=1.8 an hour and GPU; CORES=8 without one; JSON=1)
 	@$(PY) -m scripts.plan $(NAME) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CORES),--cores $(CORES)) $(if $(PRICE),--price $(PRICE)) $(if $(JSON),--json)
 explain: | $(LIGHT) ## KEY=lora_r: what a key is, when to change it, and what that costs here by `make plan` (no KEY: all of them; JSON=1)
-	@$(PY) -m scripts.explain "$$KEY" $(NAME) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(CORES),--cores $(CORES)) $(if $(PRICE),--price $(PRICE)) $(if $(JSON),--json)
+	@$(PY) -m scripts.explain "$$KEY" $(NAME) $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(JSON),--json)
 doctor: | $(LIGHT) ## what this machine can do, and whether RECIPE=… can run here
 	@$(PY) -m scripts.doctor $(if $(CHOSEN),$(NAME)) $(if $(JSON),--json)
 xray: $$(OUT)/preprocess.json ## what the model will be taught: the prepared rows as tokens, reports/NAME/xray.html
