@@ -27,6 +27,7 @@ from statistics import fmean, median
 import yaml
 
 from scripts import files, process, receipt, recipe
+from scripts.runs import book, gather
 from scripts.signs import causes, log
 from scripts.signs.numbers import column, sci
 from scripts.watch import lines
@@ -113,11 +114,9 @@ def train(name):
 
 
 def minutes(folder, done):
-    """Of the whole stage by its receipt, imports and all, None where that tells of its last part; of a dead phase, which has none, by the watch's own clock."""
+    """As the experiments' log has them; of a dead phase, which has no receipt of its own, by the watch's own clock."""
     made = receipt.read(folder / "train.json") if done else None
-    if made:
-        return None if made["figures"].get("resumed_from_step") else round(made["seconds"] / 60, 2)
-    return round(sum(line["end"].get("seconds", 0) for line in lines.read(folder / "health.jsonl") if "end" in line) / 60, 2)
+    return book.rounded(book.minutes({"stages": {"train": made}, "health": gather.whole(folder / "health.jsonl")}), 2)
 
 
 def row(title, name, done):

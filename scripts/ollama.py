@@ -117,7 +117,7 @@ def ends(url, model, row):
     try:
         return call(url, "/api/chat", {"model": model, **asked}).get("done_reason") == "stop"
     except ValueError as error:
-        if "repeat limit" in str(error):
+        if process.CUT in str(error):
             return False
         raise
 

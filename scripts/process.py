@@ -32,6 +32,7 @@ QUIET = {
     "PYTHONUNBUFFERED": "1",
 }
 WAIT = 120  # seconds for a server to answer; an 8B model from a cold disk takes most of it
+CUT = "repeat limit"  # stands in the error with which Ollama cuts a reply that says a token on and on
 
 
 def die_with_parent(parent=None):

@@ -23,7 +23,7 @@ from scripts.scoring import asking, backends, checks, record, servers, tasks
 
 def ten_of(name):
     """([path], rows) of the family's fixed prompts, which have no reply; both empty where it has none."""
-    path = Path("datasets", recipe.family(name), "ten.jsonl")
+    path = record.fixed_of(name)
     rows = record.read(path) if path.is_file() else []
     for n, row in enumerate(rows, 1):
         if fault := data.row_fault({"messages": [*(row.get("messages") or []), {"role": "assistant", "content": "…"}]}):

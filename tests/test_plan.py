@@ -51,15 +51,17 @@ def test_published_speed_lies_within(point):
     assert low <= point["tokens_s"] <= high, (low, high)
 
 
-# The FineTome study on a T4 with Unsloth (seed 003, T1 to T4): GiB, which its notebook calls GB, and seconds. T3's 3.367 began at 2.98, with T2's still held
-STUDY = {"1b-r16": (2.564, 2594), "1b-r64": (2.955, 2650), "1b-r64-30k": (2.955, 2647), "3b-r64-30k": (4.43, 3515)}
+# The FineTome study on a T4 with Unsloth (seed 003, T1 to T4): GiB, which its notebook calls GB, and seconds
+STUDY = {"1b-r16": (2.564, 2594), "1b-r64": (2.955, 2650), "1b-r64-30k": (3.367, 2647), "3b-r64-30k": (4.43, 3515)}
+OUTSIDE = {"1b-r64-30k"}  # T3 is T2 on other rows, and began with 2.98 GiB taken (3.367 less the 0.385 it calls LoRA's), about T2's peak: not its own, it seems
 
 
 @pytest.mark.parametrize("run", STUDY)
 def test_the_plan_of_the_finetome_study_holds_what_it_measured(run):
     told = json.loads(room("plan", f"finetome-{run}", "--json").stdout)
     gib, minutes = STUDY[run][0], STUDY[run][1] / 60
-    assert told["vram_gib"]["low"] <= gib <= told["vram_gib"]["high"] and told["minutes"]["low"] <= minutes <= told["minutes"]["high"]
+    assert told["vram_gib"]["low"] <= gib and (gib <= told["vram_gib"]["high"]) == (run not in OUTSIDE), told["vram_gib"]
+    assert told["minutes"]["low"] <= minutes <= told["minutes"]["high"]
     rows = 30_000 if run.endswith("30k") else 10_000  # the slice of the hub's dataset says how many
     assert told["rows"] == rows and told["tokens_from"].startswith("supposed") and "t4" in told["fits"]
 

@@ -7,11 +7,11 @@ Nothing here knows HTML or Markdown. A part that a run does not have says so in 
 """
 
 import re
-from pathlib import Path
 
 from scripts import recipe
 from scripts.facts import allocated
 from scripts.runs import words
+from scripts.scoring import record
 
 DASH = "–"
 LOSSES = (("first_eval_loss", "eval_loss"), ("first_loss", "last_loss"))
@@ -38,7 +38,7 @@ def content(found, row, told, why):
         "scores": scores(found["score"]),
         "tasks": tasks(found["score"]),
         "replies": replies(found["ten"]),
-        "fixed": Path("datasets", recipe.family(found["name"]), "ten.jsonl").is_file(),
+        "fixed": record.fixed_of(found["name"]).is_file(),
         "plan": prediction(found, row, told, why),
         "quants": quants(found["stages"]),
         "commands": commands(found, row),

@@ -15,6 +15,11 @@ def replies_of(name, stage, folder="eval"):
     return [Path("outputs", name, folder, f"{prefix}{stage}.jsonl") for prefix in ("", "ten-")]
 
 
+def fixed_of(name):
+    """Path of the fixed prompts of the recipe's family, which need not have any."""
+    return Path("datasets", recipe.family(name), "ten.jsonl")
+
+
 def keep(paths, contents):
     """Write each list of objects to its path, a line each, whole or not at all."""
     for path, lines in zip(paths, contents):

@@ -87,7 +87,7 @@ def ollama(name, parallel):
                 for line in answer.iter_lines():
                     last = json.loads(line)
                     text, count = text + last.get("message", {}).get("content", ""), count + 1
-            if "error" in last and "repeat limit" not in last["error"]:
+            if "error" in last and process.CUT not in last["error"]:
                 raise ValueError(f"Ollama at {url}: {last['error'][:200]}; `ollama ps` and its log say more")
             return text, last.get("done_reason") == "stop", last.get("eval_count", count)
 
